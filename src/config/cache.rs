@@ -1,0 +1,141 @@
+//! `cache`: what is kept, for how long and how much of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::units::{Size, Span};
+
+/// The response cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// `memory`, or `redis` (accepted; this version keeps everything in memory).
+    pub r#type: CacheType,
+    /// Ceiling for every stored answer, in seconds. Default 3600.
+    pub ttl_seconds: u64,
+    /// Whether anything is kept in this process. Default true.
+    pub enable_local: bool,
+    /// The in-process tier.
+    pub local: LocalConfig,
+    /// Accepted, not active in this version: the Redis tier.
+    pub redis: Option<serde_json::Value>,
+    /// Lifetimes by class.
+    pub classes: CacheClasses,
+    /// How long a signed file URL of Dify lives (its `FILES_ACCESS_TIMEOUT`). An answer that carries one is
+    /// kept for at most a fifth of what is left of it. Default 300s.
+    pub signed_url_life: Span,
+    /// Accepted, not active in this version: LLM answers.
+    pub answers: Option<serde_json::Value>,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            r#type: CacheType::Memory,
+            ttl_seconds: 3600,
+            enable_local: true,
+            local: LocalConfig::default(),
+            redis: None,
+            classes: CacheClasses::default(),
+            signed_url_life: Span::secs(300),
+            answers: None,
+        }
+    }
+}
+
+/// Where answers are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheType {
+    /// In this process.
+    Memory,
+    /// In this process and in Redis; Redis is not active in this version.
+    Redis,
+}
+
+/// The in-process tier.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LocalConfig {
+    /// Bytes of bodies, fields and overhead. Default: a quarter of the memory of the cgroup or the machine,
+    /// at most 512MiB.
+    pub max_bytes: Option<Size>,
+    /// The longest body that is kept. Default 4MiB.
+    pub max_entry_bytes: Option<Size>,
+}
+
+impl LocalConfig {
+    /// The longest body that is kept, in bytes.
+    pub fn entry_limit(&self) -> u64 {
+        self.max_entry_bytes.unwrap_or(Size::mib(4)).0
+    }
+}
+
+/// Lifetimes by class; each is cut to `ttl_seconds`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheClasses {
+    /// `info`, `parameters`, `meta`, `site`, system features. Default 60s.
+    pub metadata: ClassConfig,
+    /// Lists of conversations, messages, data sets, documents. Default 5s.
+    pub listing: ClassConfig,
+    /// Workflow runs that have ended. Default 1h.
+    pub run: ClassConfig,
+    /// Answers that the origin itself gave a lifetime (files, icons, static assets): the most that is
+    /// believed. Default 1h.
+    pub origin: ClassConfig,
+    /// 404 on a cached route. Default 5s.
+    pub not_found: ClassConfig,
+}
+
+impl Default for CacheClasses {
+    fn default() -> Self {
+        let class = |seconds| ClassConfig {
+            ttl: Span::secs(seconds),
+            ..ClassConfig::default()
+        };
+        Self {
+            metadata: class(60),
+            listing: class(5),
+            run: class(3600),
+            origin: class(3600),
+            not_found: class(5),
+        }
+    }
+}
+
+/// One class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClassConfig {
+    /// How long an answer is fresh. 0s: this class is not kept.
+    pub ttl: Span,
+    /// Accepted, not active in this version.
+    pub stale_while_revalidate: Span,
+    /// Accepted, not active in this version.
+    pub stale_if_error: Span,
+    /// `refuse`: an answer with Set-Cookie is not kept. `strip`: it is kept without its cookies, for a Dify
+    /// that repeats the API key in a cookie on every answer. Default `refuse`.
+    pub set_cookie: SetCookie,
+}
+
+impl Default for ClassConfig {
+    fn default() -> Self {
+        Self {
+            ttl: Span::secs(0),
+            stale_while_revalidate: Span::secs(0),
+            stale_if_error: Span::secs(0),
+            set_cookie: SetCookie::Refuse,
+        }
+    }
+}
+
+/// What to do with an answer that sets a cookie.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SetCookie {
+    /// It is not kept.
+    #[default]
+    Refuse,
+    /// It is kept without the cookie.
+    Strip,
+}

@@ -1,0 +1,67 @@
+//! The configuration as meant: checked values with their defaults, one file per stage of the same name.
+//!
+//! `load` reads what an operator wrote (file, environment, flags) and turns it into a [`Config`]. A key that
+//! is here keeps its name and meaning.
+
+pub mod cache;
+pub mod listen;
+pub mod routes;
+pub mod telemetry;
+pub mod upstreams;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::units::Span;
+
+pub use cache::CacheConfig;
+pub use listen::{AdminConfig, LimitsConfig, ListenConfig, TlsConfig};
+pub use routes::RouteConfig;
+pub use telemetry::{AccessLog, LogConfig, LogFormat};
+pub use upstreams::{ReplicaConfig, UpstreamConfig, Upstreams};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where clients connect. Default: `127.0.0.1:8080`, HTTP/1.1 and h2c.
+    pub listen: Vec<ListenConfig>,
+    /// The administrative listener.
+    pub admin: AdminConfig,
+    /// The servers behind, by name. At least one.
+    pub upstreams: Upstreams,
+    /// Which upstream serves which path; longest prefix wins. Default: everything goes to `api`, or to the
+    /// only upstream there is.
+    pub routes: Vec<RouteConfig>,
+    /// Peers (CIDR) whose `X-Forwarded-*` and `Forwarded` are believed. Default: none.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Limits on connections and requests.
+    pub limits: LimitsConfig,
+    /// The response cache.
+    pub cache: CacheConfig,
+    /// Logs.
+    pub log: LogConfig,
+    /// How long requests and streams in flight may go on after SIGTERM or SIGINT. Default 30s.
+    pub drain_timeout: Span,
+    /// Accepted, not active in this version: the Bloom-filter guard.
+    pub guard: Option<serde_json::Value>,
+    /// Accepted, not active in this version: the circuit breaker.
+    pub circuit_breaker: Option<serde_json::Value>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![ListenConfig::default()],
+            admin: AdminConfig::default(),
+            upstreams: Upstreams::new(),
+            routes: Vec::new(),
+            trusted_proxies: Vec::new(),
+            limits: LimitsConfig::default(),
+            cache: CacheConfig::default(),
+            log: LogConfig::default(),
+            drain_timeout: Span::secs(30),
+            guard: None,
+            circuit_breaker: None,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! `upstreams`: the servers behind the proxy, and how they are talked to.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::units::{Ratio, Span};
+
+/// Upstreams by name.
+pub type Upstreams = BTreeMap<String, UpstreamConfig>;
+
+/// A set of replicas that serve the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpstreamConfig {
+    /// The replicas; at least one.
+    pub replicas: Vec<ReplicaConfig>,
+    /// Tried only when no replica is healthy.
+    pub standby: Vec<ReplicaConfig>,
+    /// Connections to one replica.
+    pub connections: ConnectionsConfig,
+    /// Time limits; route classes lengthen `total` (generation, upload, file).
+    pub timeouts: TimeoutsConfig,
+    /// Active probe.
+    pub health_check: HealthCheckConfig,
+    /// Which replica is taken.
+    pub balance: BalanceConfig,
+    /// Accepted, not active in this version: replicas found by name.
+    pub discovery: Option<serde_json::Value>,
+}
+
+impl Default for UpstreamConfig {
+    fn default() -> Self {
+        Self {
+            replicas: Vec::new(),
+            standby: Vec::new(),
+            connections: ConnectionsConfig::default(),
+            timeouts: TimeoutsConfig::default(),
+            health_check: HealthCheckConfig::default(),
+            balance: BalanceConfig::default(),
+            discovery: None,
+        }
+    }
+}
+
+/// One server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaConfig {
+    /// `http://host:port` or `https://host:port`, without path. The name is looked up again every 2 s.
+    pub url: String,
+    /// Where it runs; not used for balancing in this version.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// What it is good for; not used for balancing in this version.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Connections to one replica.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConnectionsConfig {
+    /// What one replica can take. Default 100; a stock dify-api container serves ten.
+    pub limit: usize,
+    /// Share of `limit` that is used; the rest is left to health probes and others. Default 80%.
+    pub pool_share: Ratio,
+    /// An idle connection is closed after this. Default 300s.
+    pub idle_timeout: Span,
+    /// Requests that may wait for a connection of the upstream; a further one gets 503. Default 1024.
+    pub queue: usize,
+}
+
+impl Default for ConnectionsConfig {
+    fn default() -> Self {
+        Self {
+            limit: 100,
+            pool_share: Ratio(0.8),
+            idle_timeout: Span::secs(300),
+            queue: 1024,
+        }
+    }
+}
+
+impl ConnectionsConfig {
+    /// Connections to one replica at once; at least one.
+    pub fn usable(&self) -> usize {
+        ((self.limit as f64 * self.pool_share.0) as usize).max(1)
+    }
+}
+
+/// Time limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeoutsConfig {
+    /// Making a connection, TLS included. Default 1s.
+    pub connect: Span,
+    /// From asking to the last byte, for short requests. Default 5s.
+    pub total: Span,
+    /// Between two reads of bytes of a generation or a file. Default 300s.
+    pub idle: Span,
+    /// From asking to the last byte, for writes that are neither generation nor upload. Default 60s: a
+    /// log-in hashes, an import fetches.
+    pub write: Span,
+}
+
+impl Default for TimeoutsConfig {
+    fn default() -> Self {
+        Self {
+            connect: Span::secs(1),
+            total: Span::secs(5),
+            idle: Span::secs(300),
+            write: Span::secs(60),
+        }
+    }
+}
+
+/// Active probe of each replica.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthCheckConfig {
+    /// Path that is asked with GET; 2xx is healthy. Default `/health`.
+    pub path: String,
+    /// Time from one probe to the next. Default 5s.
+    pub interval: Span,
+    /// A probe without an answer for this long has failed. Default 1s.
+    pub timeout: Span,
+    /// Failures in a row (probes or requests) until the replica is left out. Default 3.
+    pub unhealthy_after: u32,
+    /// Good probes in a row until it is used again. Default 2.
+    pub healthy_after: u32,
+}
+
+impl Default for HealthCheckConfig {
+    fn default() -> Self {
+        Self {
+            path: "/health".into(),
+            interval: Span::secs(5),
+            timeout: Span::secs(1),
+            unhealthy_after: 3,
+            healthy_after: 2,
+        }
+    }
+}
+
+/// How a replica is chosen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BalanceConfig {
+    /// `round_robin` over healthy replicas is what this version does; the others are accepted for later.
+    pub policy: BalancePolicy,
+}
+
+/// Names of the balancing policies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BalancePolicy {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// By health score; not active in this version.
+    WeightedHealth,
+    /// By load; not active in this version.
+    LeastLoaded,
+}

@@ -1,0 +1,1 @@
+//! The request path: the one place where stages meet.

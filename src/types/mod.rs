@@ -1,0 +1,15 @@
+//! The shared vocabulary: what crosses the borders between stages.
+//!
+//! A leaf of the module graph: it imports nothing of this crate, and every stage may import it.
+
+pub mod body;
+pub mod failure;
+pub mod ids;
+pub mod outcome;
+pub mod request;
+pub mod time;
+pub mod units;
+
+pub use body::Body;
+pub use failure::{Failure, FailureKind};
+pub use outcome::Outcome;

@@ -1,0 +1,196 @@
+//! The request in each zone: a different type per border, so that a wrong order does not compile.
+//!
+//! wire → classify: `http::Request<Body>` with a [`Client`] among its extensions.
+//! classify → cache: [`ClassifiedRequest`]. cache → resilience: [`FetchRequest`].
+//! resilience → routing: [`Attempt`]. routing → upstream: [`Dispatch`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::body::Body;
+use super::ids::{Principal, Tags};
+use super::outcome::RouteClass;
+
+/// The connection that a request came on.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// The peer's address.
+    pub peer: SocketAddr,
+    /// Whether the peer spoke TLS to us.
+    pub tls: bool,
+    /// Whether the peer is among `trusted_proxies`: only then are its forwarding fields believed.
+    pub trusted: bool,
+}
+
+impl Client {
+    /// The peer's IP address, with IPv4-mapped IPv6 written as IPv4.
+    pub fn ip(&self) -> IpAddr {
+        self.peer.ip().to_canonical()
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+}
+
+/// Which kind of answer a route gives, for the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CacheClass {
+    /// Never looked up, never stored.
+    Never,
+    /// Stored for the class TTL `metadata`.
+    Metadata,
+    /// Stored for the class TTL `listing`.
+    Listing,
+    /// A workflow run: stored for the class TTL `run` once its status is terminal, not before.
+    Run,
+    /// Stored for as long as the origin says explicitly (`max-age`, `s-maxage`, `Expires`), no longer.
+    Origin,
+}
+
+/// Which bounded share of the replicas' slots a request uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Short requests that a person waits for.
+    Interactive,
+    /// Long generations and streams.
+    Generation,
+    /// Uploads and downloads of files.
+    Bulk,
+}
+
+/// Time limits of one exchange with an upstream; `None` is "no limit".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the start of the fetch to the last byte of the answer.
+    pub total: Option<Duration>,
+    /// Between two reads of bytes from the upstream, or before the first.
+    pub idle: Option<Duration>,
+}
+
+/// Index of a configured upstream (`upstreams:` in name order).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct UpstreamId(pub usize);
+
+/// A request with everything that the cache wants to know about it.
+#[derive(Debug)]
+pub struct ClassifiedRequest {
+    /// Method, raw target and fields as the client sent them (hop-by-hop fields included).
+    pub parts: Parts,
+    /// The body.
+    pub body: Body,
+    /// The connection.
+    pub client: Client,
+    /// When the head was complete.
+    pub started: Instant,
+    /// Which upstream serves it.
+    pub upstream: UpstreamId,
+    /// What the route is for.
+    pub class: RouteClass,
+    /// The route's template, `"*"` when unknown.
+    pub template: &'static str,
+    /// How its answers are cached. `Never` without a principal.
+    pub cache: CacheClass,
+    /// Whose answer it is.
+    pub principal: Option<Principal>,
+    /// What the answer depends on.
+    pub fills: Tags,
+    /// What a request like this changes; empty for reads.
+    pub invalidates: Tags,
+    /// Share of the slots.
+    pub lane: Lane,
+    /// Limits of the exchange.
+    pub timeouts: Timeouts,
+}
+
+/// What is to be fetched from an upstream; cache concerns are gone.
+#[derive(Debug)]
+pub struct FetchRequest {
+    /// Method, target and fields.
+    pub parts: Parts,
+    /// The body.
+    pub body: Body,
+    /// The connection of the client that asked (forwarding fields name it).
+    pub client: Client,
+    /// Which upstream serves it.
+    pub upstream: UpstreamId,
+    /// Route class.
+    pub class: RouteClass,
+    /// Share of the slots.
+    pub lane: Lane,
+    /// Limits of the exchange.
+    pub timeouts: Timeouts,
+    /// When the exchange must be over, from [`Timeouts::total`].
+    pub deadline: Option<Instant>,
+}
+
+impl FetchRequest {
+    /// Whether sending it twice does no harm (RFC 9110 section 9.2.1: safe methods).
+    pub fn is_safe(&self) -> bool {
+        self.parts.method.is_safe()
+    }
+}
+
+/// A body that is taken by the attempt that really sends it, and is still there for the next one otherwise.
+#[derive(Debug, Clone)]
+pub struct BodySlot(Arc<Mutex<Option<Body>>>);
+
+impl BodySlot {
+    /// Holds `body` until somebody takes it.
+    pub fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(Some(body))))
+    }
+
+    /// The body; an empty one can be taken again and again, a streaming one once.
+    pub fn take(&self) -> Option<Body> {
+        let mut slot = self.0.lock();
+        if slot.as_ref().is_some_and(Body::is_empty) {
+            Some(Body::Empty)
+        } else {
+            slot.take()
+        }
+    }
+
+    /// Whether [`Self::take`] would give the body.
+    pub fn is_available(&self) -> bool {
+        self.0.lock().is_some()
+    }
+}
+
+/// One try of a fetch.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// What to fetch.
+    pub fetch: Arc<FetchHead>,
+    /// The body, taken when it is sent.
+    pub body: BodySlot,
+    /// 0 for the first try.
+    pub number: u32,
+    /// Replicas (by index in their upstream) that already failed this fetch.
+    pub avoid: smallvec::SmallVec<[usize; 4]>,
+}
+
+/// The part of a [`FetchRequest`] that all its attempts share.
+#[derive(Debug)]
+pub struct FetchHead {
+    /// Method, target and fields.
+    pub parts: Parts,
+    /// The connection of the client that asked.
+    pub client: Client,
+    /// Which upstream serves it.
+    pub upstream: UpstreamId,
+    /// Route class.
+    pub class: RouteClass,
+    /// Share of the slots.
+    pub lane: Lane,
+    /// Limits of the exchange.
+    pub timeouts: Timeouts,
+    /// When the exchange must be over.
+    pub deadline: Option<Instant>,
+}
