@@ -1,1 +1,23 @@
-//! Stage `cache`.
+//! Answers from memory: key, freshness, the in-process tier, single flight and invalidation by tags.
+//!
+//! `service` is the only file that knows tower; the others are plain types and pure functions. What a request
+//! is about was decided before (`classify`); how a missing answer is fetched is decided behind (`resilience`).
+
+mod cache_status;
+mod coalesce;
+mod entry;
+mod fill;
+pub mod freshness;
+pub mod invalidation;
+pub mod key;
+mod metrics;
+mod request_control;
+mod service;
+mod signed_urls;
+#[cfg(test)]
+mod tests;
+pub mod tier;
+mod write_guard;
+
+pub use metrics::CacheMetrics;
+pub use service::{Cache, CacheControl, CacheLayer};

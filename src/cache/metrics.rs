@@ -1,0 +1,68 @@
+//! What the cache counts. Requests by outcome are counted at the wire, where the status is known.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Counters and gauges of the cache.
+#[derive(Debug, Clone)]
+pub struct CacheMetrics {
+    /// Entries held; refreshed when metrics are read.
+    pub(super) entries: IntGauge,
+    /// Bytes held; refreshed when metrics are read.
+    pub(super) bytes: IntGauge,
+    pub(super) evicted_for_size: IntCounter,
+    pub(super) evicted_by_age: IntCounter,
+    /// Requests that waited for another request's fetch.
+    pub(super) coalesced: IntCounter,
+    /// Writes that ended stored answers.
+    pub(super) invalidations: IntCounter,
+    /// Writes whose outcome was never seen.
+    pub(super) unsettled: IntCounter,
+}
+
+impl CacheMetrics {
+    /// Registers the cache's metrics.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let evictions = IntCounterVec::new(
+            Opts::new(
+                "dify_edge_cache_evictions_total",
+                "Stored answers removed, by cause",
+            ),
+            &["cause"],
+        )?;
+        registry.register(Box::new(evictions.clone()))?;
+        Ok(Self {
+            entries: gauge("dify_edge_cache_entries", "Answers held in memory")?,
+            bytes: gauge(
+                "dify_edge_cache_bytes",
+                "Bytes of answers held in memory, with overhead",
+            )?,
+            evicted_for_size: evictions.with_label_values(&["size"]),
+            evicted_by_age: evictions.with_label_values(&["expired"]),
+            coalesced: counter(
+                "dify_edge_cache_coalesced_total",
+                "Requests that waited for another request's fetch",
+            )?,
+            invalidations: counter(
+                "dify_edge_cache_invalidations_total",
+                "Writes that ended stored answers",
+            )?,
+            unsettled: counter(
+                "dify_edge_cache_unsettled_writes_total",
+                "Writes that were cut off, whose answers stay out of the cache for a while",
+            )?,
+        })
+    }
+}

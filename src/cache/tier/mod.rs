@@ -1,0 +1,3 @@
+//! Where stored answers live.
+
+pub mod l1_memory;
