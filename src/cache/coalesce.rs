@@ -34,7 +34,9 @@ struct Flight {
 
 /// The flights under way, in shards so that keys do not contend.
 #[derive(Debug, Clone)]
-pub(super) struct Flights(Arc<[Mutex<HashMap<Key, Arc<Flight>>>]>);
+pub(super) struct Flights(Arc<[Shard]>);
+
+type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
 
 /// What a request that missed is to do.
 pub(super) enum Role {
@@ -58,7 +60,7 @@ impl Flights {
         Self((0..SHARDS).map(|_| Mutex::default()).collect())
     }
 
-    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, Arc<Flight>>> {
+    fn shard(&self, key: &Key) -> &Shard {
         &self.0[usize::from(key.0[15]) % SHARDS]
     }
 
