@@ -57,7 +57,7 @@ impl BodyLimit {
         let Self { max, key } = self;
         Failure::new(
             FailureKind::BodyTooLarge,
-            format!("the request body is longer than the {max} that `{key}` allows"),
+            format!("the request body is longer than `{key}` ({max}) allows"),
         )
     }
 }
@@ -168,7 +168,11 @@ mod tests {
         }
         let failure = body.frame().await.unwrap().unwrap_err();
         assert_eq!(failure.kind, FailureKind::BodyTooLarge);
-        assert!(failure.detail.contains("10B"), "{}", failure.detail);
+        assert!(
+            failure.detail.contains("`limits.body.other` (10)"),
+            "{}",
+            failure.detail
+        );
         assert!(failure.sent);
     }
 }
