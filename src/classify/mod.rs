@@ -1,1 +1,22 @@
-//! Stage `classify`.
+//! Stage `classify`: says what a request is, before anything is done with it.
+//!
+//! wire → **classify** → cache. From method, raw path, query and fields it finds the route of dify-api (the
+//! table in `dify_routes`), whose answer it is (`principal`), what the answer depends on and what the request
+//! changes (tags), and which limits hold. [`Classifier::decide`] is pure; [`Classify`] puts it before the next
+//! stage, refuses bodies that are too long and looks for the `user` in the small bodies of writes.
+
+mod body_limit;
+mod body_peek;
+mod decide;
+mod dify_routes;
+mod principal;
+mod row;
+mod service;
+mod templates;
+#[cfg(test)]
+mod tests;
+mod upstreams;
+mod user;
+
+pub use decide::{Classifier, Decision};
+pub use service::{Classify, ClassifyFuture, ClassifyLayer};

@@ -49,6 +49,11 @@ pub enum TagKind {
     System,
     /// Files.
     Files,
+    /// Feedback on messages.
+    Feedbacks,
+    /// What is at one path, whatever it is: an unsafe request to a path ends what is stored for it
+    /// (RFC 9111 section 4.4). Always with an id, the path.
+    Target,
 }
 
 /// One dependency of a stored answer: a write that bumps the tag ends the answer.

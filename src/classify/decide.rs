@@ -1,0 +1,240 @@
+//! The decision: everything that is known about a request from its head alone. Pure, and on the hit path.
+
+use http::header::UPGRADE;
+use http::{HeaderMap, Method};
+
+use crate::config::Config;
+use crate::types::failure::{Failure, FailureKind};
+use crate::types::ids::{Principal, Tag, TagKind, Tags};
+use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
+use crate::types::request::{CacheClass, Lane, Timeouts, UpstreamId};
+
+use super::row::{Limit, Methods, Row, TagRule, Who};
+use super::templates::{Lookup, Templates};
+use super::upstreams::{Target, Upstreams};
+use super::{dify_routes, principal, user};
+
+/// The template of what the table does not know.
+const UNKNOWN: &str = "*";
+
+/// What lives in dify-api, by the first segment of a path.
+const DIFY_ROOTS: [&[u8]; 7] = [b"v1", b"api", b"console", b"inner", b"mcp", b"triggers", b"files"];
+
+/// Everything that the head of a request says about it; the fields are those of
+/// [`ClassifiedRequest`](crate::types::request::ClassifiedRequest).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Which upstream serves it.
+    pub upstream: UpstreamId,
+    /// What the route is for.
+    pub class: RouteClass,
+    /// The route's template, `"*"` when unknown.
+    pub template: &'static str,
+    /// How its answers are cached.
+    pub cache: CacheClass,
+    /// Whose answer it is.
+    pub principal: Option<Principal>,
+    /// What the answer depends on.
+    pub fills: Tags,
+    /// What the request changes; of a write to conversations those of every user, see
+    /// [`wants_user`](Self::wants_user).
+    pub invalidates: Tags,
+    /// Share of the slots.
+    pub lane: Lane,
+    /// Limits of the exchange.
+    pub timeouts: Timeouts,
+    /// Whether the body names the one user whose conversations the request changes:
+    /// [`narrow_to`](Self::narrow_to).
+    pub wants_user: bool,
+}
+
+impl Decision {
+    /// Ends the conversations of one user instead of everybody's.
+    pub fn narrow_to(&mut self, user: &str) {
+        for tag in &mut self.invalidates {
+            if *tag == Tag::all(TagKind::Conversations) {
+                *tag = Tag::of(TagKind::Conversations, user.as_bytes());
+            }
+        }
+    }
+
+    /// Takes the request out of the cache.
+    pub(super) fn never_cached(&mut self) {
+        self.cache = CacheClass::Never;
+        self.fills.clear();
+    }
+
+    /// What metrics and logs can say of a request that ends here.
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome {
+            class: self.class,
+            template: self.template,
+            cache: CacheOutcome::None,
+            principal: self.principal,
+            phases: Phases::default(),
+        }
+    }
+}
+
+/// The route table and the upstreams, made ready once.
+#[derive(Debug)]
+pub struct Classifier {
+    upstreams: Upstreams,
+    templates: Templates,
+}
+
+impl Classifier {
+    /// # Errors
+    /// When `routes` cannot be carried out: a sentence that names the route.
+    pub fn new(config: &Config) -> Result<Self, String> {
+        Ok(Self {
+            upstreams: Upstreams::new(config)?,
+            templates: Templates::new(dify_routes::all()),
+        })
+    }
+
+    /// Decides from the method, the path and query exactly as sent, and the fields.
+    ///
+    /// # Errors
+    /// [`FailureKind::NoRoute`] when no upstream serves the path.
+    pub fn decide(
+        &self,
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<Decision, Failure> {
+        let target = self.upstreams.find(path).ok_or_else(no_route)?;
+        let methods = Methods::of(method);
+        let lookup = if target.is_dify {
+            self.templates.find(methods, path)
+        } else {
+            Lookup::Unknown
+        };
+        let mut decision = match lookup {
+            Lookup::Row(row, id) => known(target, row, id, query, method, headers),
+            Lookup::OtherMethod(template) => unknown(target, template, method, path, headers),
+            Lookup::Unknown => unknown(target, UNKNOWN, method, path, headers),
+        };
+        if !method.is_safe() {
+            decision
+                .invalidates
+                .push(Tag::of(TagKind::Target, path.as_bytes()));
+        }
+        let readable = methods == Methods::GET && !headers.contains_key(UPGRADE);
+        if decision.cache == CacheClass::Never || !readable || decision.principal.is_none() {
+            decision.never_cached();
+            return Ok(decision);
+        }
+        if decision.cache == CacheClass::Origin {
+            decision.fills.push(Tag::of(TagKind::Target, path.as_bytes()));
+        }
+        if target.is_dify {
+            decision.fills.push(Tag::all(TagKind::Access));
+        }
+        Ok(decision)
+    }
+}
+
+fn no_route() -> Failure {
+    let mut failure = Failure::new(FailureKind::NoRoute, "no upstream is configured for this path");
+    failure.outcome = Some(Outcome {
+        class: RouteClass::Passthrough,
+        template: UNKNOWN,
+        cache: CacheOutcome::None,
+        principal: None,
+        phases: Phases::default(),
+    });
+    failure
+}
+
+/// A request that a row of the table stands for.
+fn known(
+    target: &Target,
+    row: &'static Row,
+    id: Option<&str>,
+    query: Option<&str>,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Decision {
+    let mut cache = row.profile.cache;
+    let mut fills = Tags::new();
+    if cache != CacheClass::Never {
+        for rule in row.fills {
+            match *rule {
+                TagRule::All(kind) => fills.push(Tag::all(kind)),
+                TagRule::Named(kind, name) => fills.push(Tag::of(kind, name.as_bytes())),
+                TagRule::OfUser(kind) => match query.and_then(user::in_query) {
+                    Some(user) => fills.extend([Tag::all(kind), Tag::of(kind, user.as_bytes())]),
+                    None => cache = CacheClass::Never,
+                },
+                TagRule::OfId(kind) => fills.extend([Tag::all(kind), of_id(kind, id)]),
+            }
+        }
+    }
+    let mut wants_user = false;
+    let ends = row.ends.iter().map(|rule| match *rule {
+        TagRule::All(kind) => Tag::all(kind),
+        TagRule::Named(kind, name) => Tag::of(kind, name.as_bytes()),
+        TagRule::OfUser(kind) => {
+            wants_user = !method.is_safe();
+            Tag::all(kind)
+        }
+        TagRule::OfId(kind) => of_id(kind, id),
+    });
+    Decision {
+        invalidates: ends.collect(),
+        upstream: target.id,
+        class: row.profile.class,
+        template: row.template,
+        cache,
+        principal: principal::principal(row.who, headers),
+        fills,
+        lane: row.profile.lane,
+        timeouts: target.timeouts(row.profile.limit),
+        wants_user,
+    }
+}
+
+fn of_id(kind: TagKind, id: Option<&str>) -> Tag {
+    Tag::of(kind, id.unwrap_or_default().as_bytes())
+}
+
+/// A request that the table has no row for. If it may be a write to dify-api all the same, it ends
+/// everything: every answer of that upstream carries [`TagKind::Access`].
+fn unknown(
+    target: &Target,
+    template: &'static str,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Decision {
+    let mut invalidates = Tags::new();
+    if target.is_dify && !method.is_safe() && may_reach_dify(path) {
+        invalidates.push(Tag::all(TagKind::Access));
+    }
+    Decision {
+        upstream: target.id,
+        class: RouteClass::Passthrough,
+        template,
+        cache: if template == UNKNOWN {
+            CacheClass::Origin
+        } else {
+            CacheClass::Never
+        },
+        principal: principal::principal(Who::Open, headers),
+        fills: Tags::new(),
+        invalidates,
+        lane: Lane::Interactive,
+        timeouts: target.timeouts(Limit::Idle),
+        wants_user: false,
+    }
+}
+
+/// Whether gunicorn and werkzeug, which undo escapes and merge slashes, could take the path for one of Dify's.
+fn may_reach_dify(path: &str) -> bool {
+    user::unescape(path.as_bytes())
+        .split(|byte| *byte == b'/')
+        .find(|segment| !segment.is_empty())
+        .is_some_and(|root| DIFY_ROOTS.contains(&root))
+}
