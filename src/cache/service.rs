@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{AGE, SET_COOKIE};
-use http::{HeaderValue, Method, Response};
+use http::header::{AGE, CONTENT_TYPE, SET_COOKIE};
+use http::{HeaderValue, Method, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::sync::oneshot;
 use tower::{Layer, Service, ServiceExt as _};
@@ -263,6 +263,10 @@ where
         CacheFuture::Pending(Box::pin(async move {
             match pass.await {
                 Ok(response) => {
+                    if outcome.template == "*" && found_no_handler(&response) {
+                        guard.settle();
+                        return Ok(response);
+                    }
                     guard.answered();
                     if outcome.class == RouteClass::Generation {
                         return Ok(response.map(|body| guard.until_end_of(body)));
@@ -561,6 +565,22 @@ impl Shared {
         };
         status.write(response.headers_mut());
         response
+    }
+}
+
+/// Whether the answer to a request on an unknown path shows that no code of Dify ran: 405, or the HTML 404 of
+/// its router. Otherwise anybody could empty the cache by asking for nonsense.
+fn found_no_handler(response: &Response<Body>) -> bool {
+    let html = || {
+        response
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|v| v.as_bytes().starts_with(b"text/html"))
+    };
+    match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED => true,
+        StatusCode::NOT_FOUND => html(),
+        _ => false,
     }
 }
 

@@ -318,6 +318,36 @@ async fn after_a_write_its_reads_miss_whatever_the_status_of_the_write() {
 }
 
 #[tokio::test]
+async fn nonsense_on_an_unknown_path_ends_nothing_but_a_real_write_there_does() {
+    let bench = Bench::new(CacheConfig::default(), |request, number| {
+        let (status, kind) = match request.parts.uri.path() {
+            "/v1/nope" => (404, "text/html; charset=utf-8"),
+            "/v1/%64atasets/1" => (404, "application/json"),
+            _ => (200, "application/json"),
+        };
+        let mut response = numbered_response(number);
+        *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+        response
+            .headers_mut()
+            .insert("content-type", kind.parse().expect("value"));
+        Ok(response)
+    });
+    bench.get("/v1/info").await;
+    for (path, then) in [
+        ("/v1/nope", CacheOutcome::Hit),
+        ("/v1/%64atasets/1", CacheOutcome::Stored),
+    ] {
+        let mut unknown = ClassifiedRequest {
+            template: "*",
+            ..write(RouteClass::Passthrough)
+        };
+        unknown.parts.uri = path.parse().expect("a path");
+        bench.send(unknown).await.expect("an answer");
+        assert_eq!(bench.get("/v1/info").await.0.cache, then, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_read_in_flight_when_a_write_ends_is_never_stored() {
     let bench = Bench::gated(numbered);
     let before = tokio::spawn(bench.send(get("/v1/info")));
