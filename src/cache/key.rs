@@ -239,7 +239,8 @@ mod tests {
         #[test]
         fn sorting_twice_is_sorting_once(query in "[a-c%7+=&]{0,24}") {
             let once = canonical_query(&query).into_owned();
-            prop_assert_eq!(canonical_query(&once).as_ref(), once.as_str());
+            let twice = canonical_query(&once);
+            prop_assert_eq!(twice.as_ref(), once.as_str());
         }
 
         #[test]
