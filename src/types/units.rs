@@ -104,7 +104,12 @@ impl FromStr for Ratio {
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let value = match text.strip_suffix('%') {
-            Some(percent) => percent.trim_end().parse::<f64>().ok().map(|p| p / 100.0),
+            // By way of a whole number, so that 1.1% and 0.011 are the same.
+            Some(percent) => percent
+                .trim_end()
+                .parse::<f64>()
+                .ok()
+                .map(|p| (p * 1e6).round() / 1e8),
             None => text.parse::<f64>().ok(),
         };
         value
