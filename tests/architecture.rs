@@ -283,9 +283,13 @@ fn use_tree(tokens: &[Token], at: &mut usize, prefix: Vec<String>, found: &mut V
 /// The project's files, relative to its root, sorted.
 fn files() -> Vec<(String, PathBuf)> {
     fn walk(directory: &Path, root: &Path, found: &mut Vec<(String, PathBuf)>) {
-        for entry in std::fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.strip_prefix(root).unwrap().display().to_string();
+        for entry in std::fs::read_dir(directory).expect("a readable directory") {
+            let path = entry.expect("a readable directory").path();
+            let name = path
+                .strip_prefix(root)
+                .expect("inside the root")
+                .display()
+                .to_string();
             if [".git", "target", "benches/peers/work"].contains(&name.as_str()) {
                 continue;
             }

@@ -45,11 +45,7 @@ async fn serve(loaded: Loaded) -> ExitCode {
     let edge = match Edge::start(loaded.config, Clock::System).await {
         Ok(edge) => edge,
         Err(error) => {
-            let code = match error {
-                StartError::Bind { .. } => FAILED,
-                StartError::Tls(_) | StartError::Config(_) => INVALID,
-            };
-            return fail(code, &error.to_string());
+            return fail(exit_code(&error), &error.to_string());
         }
     };
     for address in &edge.addresses {
@@ -75,6 +71,14 @@ async fn serve(loaded: Loaded) -> ExitCode {
     }
 }
 
+/// A taken address may be free a minute later; a wrong configuration stays wrong.
+fn exit_code(error: &StartError) -> u8 {
+    match error {
+        StartError::Bind { .. } => FAILED,
+        StartError::Tls(_) | StartError::Config(_) => INVALID,
+    }
+}
+
 /// The signals that end the program.
 struct Signals {
     terminate: Signal,
@@ -95,5 +99,21 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_address_is_a_failure_and_a_wrong_configuration_is_invalid() {
+        let taken = StartError::Bind {
+            address: ([127, 0, 0, 1], 80).into(),
+            source: std::io::ErrorKind::AddrInUse.into(),
+        };
+        assert_eq!(exit_code(&taken), 1);
+        assert_eq!(exit_code(&StartError::Tls("no key".into())), 2);
+        assert_eq!(exit_code(&StartError::Config("no".into())), 2);
     }
 }

@@ -10,7 +10,7 @@ use crate::types::units::{Ratio, Span};
 pub type Upstreams = BTreeMap<String, UpstreamConfig>;
 
 /// A set of replicas that serve the same.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamConfig {
     /// The replicas; at least one.
@@ -27,20 +27,6 @@ pub struct UpstreamConfig {
     pub balance: BalanceConfig,
     /// Accepted, not active in this version: replicas found by name.
     pub discovery: Option<serde_json::Value>,
-}
-
-impl Default for UpstreamConfig {
-    fn default() -> Self {
-        Self {
-            replicas: Vec::new(),
-            standby: Vec::new(),
-            connections: ConnectionsConfig::default(),
-            timeouts: TimeoutsConfig::default(),
-            health_check: HealthCheckConfig::default(),
-            balance: BalanceConfig::default(),
-            discovery: None,
-        }
-    }
 }
 
 /// One server.
