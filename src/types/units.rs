@@ -104,7 +104,6 @@ impl FromStr for Ratio {
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let value = match text.strip_suffix('%') {
-            // By way of a whole number, so that 1.1% and 0.011 are the same.
             Some(percent) => percent
                 .trim_end()
                 .parse::<f64>()
