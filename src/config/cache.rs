@@ -103,6 +103,27 @@ impl Default for CacheClasses {
     }
 }
 
+impl CacheClasses {
+    /// Every class under the name that it has in the file.
+    pub fn named(&self) -> [(&'static str, &ClassConfig); 5] {
+        // Taken apart, so that a new class cannot be forgotten here.
+        let Self {
+            metadata,
+            listing,
+            run,
+            origin,
+            not_found,
+        } = self;
+        [
+            ("metadata", metadata),
+            ("listing", listing),
+            ("run", run),
+            ("origin", origin),
+            ("not_found", not_found),
+        ]
+    }
+}
+
 /// One class.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod listen;
+pub mod load;
 pub mod routes;
 pub mod telemetry;
 pub mod upstreams;

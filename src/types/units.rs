@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A length of time. Written `250ms`, `5s`, `10m`, `1h`, `2d`; a bare number is seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,24 +124,27 @@ impl fmt::Display for Ratio {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Whole(u64),
-    Fraction(f64),
-    Text(String),
-}
-
 macro_rules! serde_as_written {
-    ($($unit:ty),+) => {$(
+    ($($unit:ty: $expected:literal),+) => {$(
         impl<'de> Deserialize<'de> for $unit {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                let text = match Written::deserialize(from)? {
-                    Written::Whole(number) => number.to_string(),
-                    Written::Fraction(number) => number.to_string(),
-                    Written::Text(text) => text,
-                };
-                text.parse().map_err(serde::de::Error::custom)
+                struct Written;
+                impl de::Visitor<'_> for Written {
+                    type Value = $unit;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+                    fn visit_u64<E: de::Error>(self, number: u64) -> Result<$unit, E> {
+                        self.visit_str(&number.to_string())
+                    }
+                    fn visit_f64<E: de::Error>(self, number: f64) -> Result<$unit, E> {
+                        self.visit_str(&number.to_string())
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$unit, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                from.deserialize_any(Written)
             }
         }
         impl Serialize for $unit {
@@ -151,7 +154,11 @@ macro_rules! serde_as_written {
         }
     )+};
 }
-serde_as_written!(Span, Size, Ratio);
+serde_as_written!(
+    Span: "a duration like 250ms, 5s, 10m, 1h",
+    Size: "a size like 4096, 64KiB, 256MiB, 1GiB",
+    Ratio: "a ratio like 80% or 0.8, from 0 to 1"
+);
 
 impl Span {
     /// Whole seconds.

@@ -1,0 +1,346 @@
+//! What a configuration must keep to beyond the types of its values: bounds, references, uniqueness.
+//!
+//! Every problem is found, not only the first. Nothing here looks outside the configuration, but for
+//! [`unreadable_files`], which only warns: a file may be there later, on another machine.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::PathAndQuery;
+
+use super::error::Finding;
+use super::secrets;
+use super::tree::Path;
+use crate::config::{Config, UpstreamConfig};
+use crate::types::units::Span;
+
+/// Durations beyond this are slips, and could not be added to a clock reading.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+/// More permits, fields or connections than any machine has; semaphores and header maps take no more.
+const MOST: usize = 10_000_000;
+
+impl Config {
+    /// Everything that is wrong; nothing when the proxy can be started with it.
+    pub fn check(&self) -> Vec<Finding> {
+        let mut check = Check::default();
+        check.listeners(self);
+        check.upstreams(self);
+        check.routes(self);
+        check.limits(self);
+        check.cache(self);
+        check.log(self);
+        check.span(&key("drain_timeout"), self.drain_timeout, true);
+        check.found
+    }
+}
+
+/// Certificates and keys that this process cannot read now.
+pub(super) fn unreadable_files(config: &Config) -> Vec<Finding> {
+    let mut check = Check::default();
+    for (index, listen) in config.listen.iter().enumerate() {
+        let Some(tls) = &listen.tls else { continue };
+        for (name, file) in [("cert", &tls.cert), ("key", &tls.key)] {
+            if let Err(error) = std::fs::File::open(file) {
+                let path = key("listen").join(index).join("tls").join(name);
+                check.say(path, format!("cannot read {}: {error}", file.display()));
+            }
+        }
+    }
+    check.found
+}
+
+fn key(name: &str) -> Path {
+    Path::default().join(name)
+}
+
+#[derive(Default)]
+struct Check {
+    found: Vec<Finding>,
+}
+
+impl Check {
+    fn say(&mut self, path: Path, message: impl Into<String>) {
+        self.found.push(Finding::new(path, message));
+    }
+
+    fn span(&mut self, path: &Path, span: Span, may_be_zero: bool) {
+        if span.0.is_zero() && !may_be_zero {
+            self.say(path.clone(), "must be more than 0s");
+        }
+        if span.0 > LONGEST {
+            self.say(path.clone(), format!("{span} is more than a year"));
+        }
+    }
+
+    fn number(&mut self, path: &Path, number: usize, least: usize, most: usize) {
+        if !(least..=most).contains(&number) {
+            self.say(
+                path.clone(),
+                format!("must be from {least} to {most}, and is {number}"),
+            );
+        }
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        if config.listen.is_empty() {
+            self.say(key("listen"), "at least one address is needed");
+        }
+        let mut taken = BTreeSet::new();
+        let addresses = config.listen.iter().enumerate().map(|(index, listen)| {
+            let path = key("listen").join(index).join("address");
+            (path, listen.address)
+        });
+        let admin = (key("admin").join("address"), config.admin.address);
+        for (path, address) in addresses.chain([admin]) {
+            if address.port() != 0 && !taken.insert(address) {
+                self.say(path, format!("{address} is already listened on"));
+            }
+        }
+    }
+
+    fn upstreams(&mut self, config: &Config) {
+        if config.upstreams.is_empty() {
+            self.say(
+                key("upstreams"),
+                "at least one upstream is needed, such as `api: {replicas: [{url: \"http://127.0.0.1:5001\"}]}`",
+            );
+        }
+        for (name, upstream) in &config.upstreams {
+            let at = key("upstreams").join(name.as_str());
+            let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            if !(1..=64).contains(&name.len()) || !name.chars().all(word) {
+                self.say(
+                    at.clone(),
+                    "a name is 1 to 64 letters, digits, `_` and `-`: it becomes a label of metrics",
+                );
+            }
+            self.upstream(&at, upstream);
+        }
+        if config.upstreams.len() > 64 {
+            self.say(key("upstreams"), "at most 64 upstreams can be used");
+        }
+    }
+
+    fn upstream(&mut self, at: &Path, upstream: &UpstreamConfig) {
+        if upstream.replicas.is_empty() {
+            self.say(at.join("replicas"), "at least one replica is needed");
+        }
+        self.number(
+            &at.join("replicas"),
+            upstream.replicas.len() + upstream.standby.len(),
+            0,
+            1024,
+        );
+        let mut seen = BTreeSet::new();
+        for (list, replicas) in [("replicas", &upstream.replicas), ("standby", &upstream.standby)] {
+            for (index, replica) in replicas.iter().enumerate() {
+                let path = at.join(list).join(index).join("url");
+                match server(&replica.url) {
+                    Ok(server) => {
+                        if !seen.insert(server) {
+                            self.say(path, format!("{} stands here twice", replica.url));
+                        }
+                    }
+                    Err(why) => self.say(path, format!("{}: {why}", secrets::hidden(&replica.url))),
+                }
+            }
+        }
+
+        let connections = at.join("connections");
+        self.number(
+            &connections.join("limit"),
+            upstream.connections.limit,
+            1,
+            1_000_000,
+        );
+        self.number(&connections.join("queue"), upstream.connections.queue, 0, MOST);
+        if upstream.connections.pool_share.0 <= 0.0 {
+            self.say(connections.join("pool_share"), "must be more than 0%");
+        }
+        let health = at.join("health_check");
+        let check = &upstream.health_check;
+        for (name, count) in [
+            ("unhealthy_after", check.unhealthy_after),
+            ("healthy_after", check.healthy_after),
+        ] {
+            self.number(&health.join(name), count as usize, 1, 1000);
+        }
+        if !check.path.starts_with('/') || check.path.parse::<PathAndQuery>().is_err() {
+            self.say(health.join("path"), "must be a path beginning with `/`");
+        }
+        let timeouts = at.join("timeouts");
+        for (path, span) in [
+            (
+                connections.join("idle_timeout"),
+                upstream.connections.idle_timeout,
+            ),
+            (timeouts.join("connect"), upstream.timeouts.connect),
+            (timeouts.join("total"), upstream.timeouts.total),
+            (timeouts.join("idle"), upstream.timeouts.idle),
+            (timeouts.join("write"), upstream.timeouts.write),
+            (health.join("interval"), check.interval),
+            (health.join("timeout"), check.timeout),
+        ] {
+            self.span(&path, span, false);
+        }
+    }
+
+    fn routes(&mut self, config: &Config) {
+        let names: Vec<_> = config.upstreams.keys().map(String::as_str).collect();
+        if config.routes.is_empty() && names.len() > 1 && !names.contains(&"api") {
+            self.say(
+                key("routes"),
+                "needed: there are several upstreams, and none is called `api`",
+            );
+        }
+        self.number(&key("routes"), config.routes.len(), 0, 1000);
+        let mut seen = BTreeSet::new();
+        for (index, route) in config.routes.iter().enumerate() {
+            let at = key("routes").join(index);
+            let is_path = route.prefix.starts_with('/')
+                && !route.prefix.contains(['?', '#'])
+                && route.prefix.parse::<PathAndQuery>().is_ok();
+            if !is_path {
+                self.say(
+                    at.join("prefix"),
+                    format!("`{}` is not a path beginning with `/`", route.prefix),
+                );
+            }
+            if !seen.insert(&route.prefix) {
+                self.say(at.join("prefix"), format!("`{}` stands here twice", route.prefix));
+            }
+            if !config.upstreams.contains_key(&route.upstream) {
+                self.say(
+                    at.join("upstream"),
+                    format!(
+                        "there is no upstream `{}`; there are: {}",
+                        route.upstream,
+                        names.join(", ")
+                    ),
+                );
+            }
+        }
+    }
+
+    fn limits(&mut self, config: &Config) {
+        let (at, limits) = (key("limits"), &config.limits);
+        for (name, number, least, most) in [
+            ("connections", limits.connections, 1, MOST),
+            ("connections_per_peer", limits.connections_per_peer, 1, MOST),
+            ("header_count", limits.header_count, 1, 10_000),
+            ("h2_streams", limits.h2_streams as usize, 1, 1 << 20),
+            ("h2_resets", limits.h2_resets, 1, 1 << 20),
+        ] {
+            self.number(&at.join(name), number, least, most);
+        }
+        for (name, size, least, most) in [
+            ("header_bytes", limits.header_bytes, 1 << 10, 1 << 20),
+            ("uri_bytes", limits.uri_bytes, 1 << 8, 1 << 16),
+            ("body_rate", limits.body_rate, 0, 1 << 30),
+        ] {
+            if !(least..=most).contains(&size.0) {
+                self.say(
+                    at.join(name),
+                    format!("must be from {least} to {most} bytes, and is {}", size.0),
+                );
+            }
+        }
+        let body = at.join("body");
+        for (name, size) in [
+            ("upload", limits.body.upload),
+            ("generation", limits.body.generation),
+            ("passthrough", limits.body.passthrough),
+            ("other", limits.body.other),
+        ] {
+            if size.0 == 0 {
+                self.say(body.join(name), "must be more than 0");
+            }
+        }
+        for (name, span) in [
+            ("header_read", limits.header_read),
+            ("idle", limits.idle),
+            ("body_grace", limits.body_grace),
+        ] {
+            self.span(&at.join(name), span, false);
+        }
+    }
+
+    fn cache(&mut self, config: &Config) {
+        let (at, cache) = (key("cache"), &config.cache);
+        let year = LONGEST.as_secs() as usize;
+        self.number(
+            &at.join("ttl_seconds"),
+            usize::try_from(cache.ttl_seconds).unwrap_or(usize::MAX),
+            1,
+            year,
+        );
+        self.span(&at.join("signed_url_life"), cache.signed_url_life, false);
+        for (name, class) in cache.classes.named() {
+            let at = at.join("classes").join(name);
+            self.span(&at.join("ttl"), class.ttl, true);
+            self.span(
+                &at.join("stale_while_revalidate"),
+                class.stale_while_revalidate,
+                true,
+            );
+            self.span(&at.join("stale_if_error"), class.stale_if_error, true);
+        }
+        if let Some(most) = cache.local.max_bytes
+            && most.0 < cache.local.entry_limit()
+        {
+            self.say(
+                at.join("local").join("max_bytes"),
+                format!(
+                    "{most} is less than one entry may have (max_entry_bytes: {} bytes)",
+                    cache.local.entry_limit()
+                ),
+            );
+        }
+        if cache.local.max_entry_bytes.is_some_and(|most| most.0 > 1 << 30) {
+            self.say(at.join("local").join("max_entry_bytes"), "must be at most 1GiB");
+        }
+    }
+
+    fn log(&mut self, config: &Config) {
+        let (at, log) = (key("log"), &config.log);
+        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&log.level) {
+            self.say(
+                at.join("level"),
+                format!("`{}` is not a level or filter: {error}", log.level),
+            );
+        }
+        if !(0.0..=1.0).contains(&log.access_sample.0) {
+            self.say(at.join("access_sample"), "must be from 0% to 100%");
+        }
+    }
+}
+
+/// The server that a replica's URL names, in one spelling: host and port.
+fn server(url: &str) -> Result<(String, u16), &'static str> {
+    let uri: Uri = url
+        .parse()
+        .map_err(|_| "not a URL like http://host:5001 or https://host")?;
+    let port = match uri.scheme_str() {
+        Some("http") => 80,
+        Some("https") => 443,
+        _ => return Err("must begin with http:// or https://"),
+    };
+    let authority = uri.authority().ok_or("a host is needed")?;
+    if authority.as_str().contains('@') {
+        return Err("user and password have no place here");
+    }
+    if authority.host().is_empty() {
+        return Err("a host is needed");
+    }
+    if uri.path() != "/" || uri.query().is_some() || url.contains('#') {
+        return Err("must end after host and port: paths are passed on as they come");
+    }
+    let port = match authority.port_u16() {
+        Some(0) => return Err("port 0 cannot be connected to"),
+        Some(port) => port,
+        None if authority.host().len() == authority.as_str().len() => port,
+        None => return Err("the port is not a number from 1 to 65535"),
+    };
+    Ok((authority.host().to_ascii_lowercase(), port))
+}

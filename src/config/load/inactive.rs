@@ -1,0 +1,73 @@
+//! Keys that are accepted, because they are promised, but have no effect in this version.
+//!
+//! `check` prints them and `serve` logs them, so that nobody relies on what is not there.
+
+use super::error::Finding;
+use super::tree::Path;
+use crate::config::Config;
+use crate::config::cache::CacheType;
+use crate::config::upstreams::BalancePolicy;
+
+impl Config {
+    /// What is written but does nothing in this version.
+    pub fn inactive(&self) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let mut say = |path: Path, instead: &str| {
+            found.push(Finding::new(
+                path,
+                format!("accepted, but without effect in this version: {instead}"),
+            ));
+        };
+        let root = Path::default();
+
+        for (name, upstream) in &self.upstreams {
+            let at = root.join("upstreams").join(name.as_str());
+            if upstream.discovery.is_some() {
+                say(at.join("discovery"), "only `replicas` are used");
+            }
+            if upstream.balance.policy != BalancePolicy::RoundRobin {
+                say(
+                    at.join("balance").join("policy"),
+                    "replicas are taken in turn (round_robin)",
+                );
+            }
+            for (list, replicas) in [("replicas", &upstream.replicas), ("standby", &upstream.standby)] {
+                if replicas.iter().any(|r| r.zone.is_some() || !r.labels.is_empty()) {
+                    say(at.join(list), "`zone` and `labels` do not change the balancing");
+                }
+            }
+        }
+
+        let cache = root.join("cache");
+        if self.cache.r#type != CacheType::Memory {
+            say(cache.join("type"), "answers are kept in memory alone");
+        }
+        if self.cache.redis.is_some() {
+            say(cache.join("redis"), "answers are kept in memory alone");
+        }
+        if self.cache.answers.is_some() {
+            say(cache.join("answers"), "generated answers are not cached");
+        }
+        for (name, class) in self.cache.classes.named() {
+            let at = cache.join("classes").join(name);
+            for (key, span) in [
+                ("stale_while_revalidate", class.stale_while_revalidate),
+                ("stale_if_error", class.stale_if_error),
+            ] {
+                if !span.0.is_zero() {
+                    say(at.join(key), "no stale answer is served");
+                }
+            }
+        }
+        if self.guard.is_some() {
+            say(root.join("guard"), "unknown ids are not filtered");
+        }
+        if self.circuit_breaker.is_some() {
+            say(
+                root.join("circuit_breaker"),
+                "failing replicas are found by `health_check` alone",
+            );
+        }
+        found
+    }
+}

@@ -1,0 +1,317 @@
+//! The program as it is called: arguments, exit codes, and what it says about configurations.
+//!
+//! Runs the built binary. What `serve` does with requests is tested elsewhere; here it only has to start and end.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A call of the program without the environment of the tests.
+struct Call(Command);
+
+/// What came of it.
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn dify_edge(arguments: &[&str]) -> Call {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dify-edge"));
+    command.args(arguments).env_clear();
+    Call(command)
+}
+
+impl Call {
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
+    fn within(mut self, directory: &Path) -> Self {
+        self.0.current_dir(directory);
+        self
+    }
+
+    fn run(mut self) -> Ended {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.0.output().expect("the program can be started");
+        Ended {
+            code: status.code().expect("it ends by itself"),
+            stdout: String::from_utf8(stdout).expect("UTF-8"),
+            stderr: String::from_utf8(stderr).expect("UTF-8"),
+        }
+    }
+}
+
+/// A directory that goes away with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("dify-edge-cli-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a directory for temporary files");
+        Self(path)
+    }
+
+    fn file(&self, name: &str, text: &str) -> &Self {
+        std::fs::write(self.0.join(name), text).expect("room for a file");
+        self
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const VALID: &str = "upstreams:\n  api:\n    replicas: [{ url: \"http://127.0.0.1:5001\" }]\n";
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+#[test]
+fn an_unknown_key_is_named_with_file_line_and_nearest_key() {
+    let directory = Directory::new();
+    directory.file("edge.yaml", &format!("{VALID}cache:\n  ttl_second: 60\n"));
+    let ended = dify_edge(&["check", "--config", "edge.yaml"])
+        .within(&directory.0)
+        .run();
+    assert_eq!(ended.code, 2);
+    assert_eq!(ended.stdout, "");
+    assert_eq!(
+        ended.stderr,
+        "error: edge.yaml:5:3: cache.ttl_second: unknown key; did you mean `ttl_seconds`?\n"
+    );
+}
+
+#[test]
+fn serve_refuses_what_check_refuses() {
+    let directory = Directory::new();
+    directory.file("edge.yaml", "upstreams: {api: {replicas: []}}");
+    for command in ["check", "serve"] {
+        let ended = dify_edge(&[command, "--config", "edge.yaml"])
+            .within(&directory.0)
+            .run();
+        assert_eq!(ended.code, 2, "{command}");
+        assert!(
+            ended
+                .stderr
+                .contains("edge.yaml:1:19: upstreams.api.replicas: at least one"),
+            "{}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2_and_help_with_0() {
+    for wrong in [
+        &[][..],
+        &["serv"],
+        &["check", "--config"],
+        &["check", "--colour", "red"],
+        &["completions", "klingon"],
+        &["health", "--admin", "localhost"],
+    ] {
+        let ended = dify_edge(wrong).run();
+        assert_eq!(ended.code, 2, "{wrong:?}");
+        assert_eq!(ended.stdout, "", "{wrong:?}");
+        assert_ne!(ended.stderr, "", "{wrong:?}");
+    }
+    let help = dify_edge(&["--help"]).run();
+    assert_eq!(help.code, 0);
+    for code in ["0  done", "1  could not start", "2  the command line"] {
+        assert!(help.stdout.contains(code), "{}", help.stdout);
+    }
+    let version = dify_edge(&["--version"]).run();
+    assert_eq!(
+        (version.code, version.stdout.trim_end()),
+        (0, concat!("dify-edge ", env!("CARGO_PKG_VERSION")))
+    );
+}
+
+#[test]
+fn no_upstream_at_all_ends_with_2_and_says_what_to_write() {
+    let ended = dify_edge(&["serve"]).run();
+    assert_eq!(ended.code, 2);
+    assert!(
+        ended
+            .stderr
+            .starts_with("error: upstreams: at least one upstream is needed"),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[test]
+fn health_ends_with_1_when_nobody_listens() {
+    // Bound and let go: nobody listens there.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let ended = dify_edge(&["health", "--admin", &free.to_string()]).run();
+    assert_eq!(ended.code, 1);
+    assert!(
+        ended.stderr.starts_with(&format!("error: {free}: ")),
+        "{}",
+        ended.stderr
+    );
+    let ended = dify_edge(&["health"])
+        .env("DIFY_EDGE__ADMIN__ADDRESS", &free.to_string())
+        .run();
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains(&free.to_string()), "{}", ended.stderr);
+}
+
+#[test]
+fn the_printed_configuration_says_where_values_are_from_and_is_valid_itself() {
+    let directory = Directory::new();
+    directory.file("edge.yaml", VALID);
+    let print = |file: &str| {
+        dify_edge(&[
+            "check",
+            "--config",
+            file,
+            "--print",
+            "--listen",
+            "127.0.0.1:0",
+            "--listen",
+            "[::1]:0",
+        ])
+        .within(&directory.0)
+        .env("DIFY_EDGE__CACHE__TTL_SECONDS", "600")
+        .env("DIFY_EDGE__UPSTREAMS__API__CONNECTIONS__LIMIT", "10")
+        .run()
+    };
+    let first = print("edge.yaml");
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    for line in [
+        "      - url: \"http://127.0.0.1:5001\"  # edge.yaml:3\n",
+        "  ttl_seconds: 600  # environment DIFY_EDGE__CACHE__TTL_SECONDS\n",
+        "      limit: 10  # environment DIFY_EDGE__UPSTREAMS__API__CONNECTIONS__LIMIT\n",
+        "  - address: \"[::1]:0\"  # flag --listen\n",
+        "drain_timeout: 30s  # default\n",
+    ] {
+        assert!(first.stdout.contains(line), "{line}{}", first.stdout);
+    }
+    directory.file("again.yaml", &first.stdout);
+    let second = print("again.yaml");
+    assert_eq!(second.code, 0, "{}", second.stderr);
+    let values = |text: &str| -> Vec<String> {
+        let value = |line: &str| line.split("  # ").next().unwrap_or_default().to_owned();
+        text.lines().map(value).collect()
+    };
+    assert_eq!(values(&first.stdout), values(&second.stdout));
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    let ended = dify_edge(&["check", "--upstream", "http://127.0.0.1:5001"])
+        .env("DIFY_EDGE__LIMITS__HEADER_BYTE", "1KiB")
+        .run();
+    assert_eq!(ended.code, 2);
+    assert_eq!(
+        ended.stderr,
+        "error: environment DIFY_EDGE__LIMITS__HEADER_BYTE: limits.header_byte: unknown key; \
+         did you mean `header_bytes`?\n"
+    );
+}
+
+#[test]
+fn keys_without_effect_are_warned_of_and_passwords_never_shown() {
+    let ended = dify_edge(&[
+        "check",
+        "--print",
+        "--upstream",
+        "http://127.0.0.1:5001",
+        "--redis",
+        "redis://edge:hunter2@cache:6379/0",
+    ])
+    .run();
+    assert_eq!(ended.code, 0);
+    assert!(
+        ended
+            .stderr
+            .contains("warning: flag --redis: cache.type: accepted"),
+        "{}",
+        ended.stderr
+    );
+    assert!(
+        ended.stdout.contains("redis://edge:***@cache:6379/0"),
+        "{}",
+        ended.stdout
+    );
+    assert!(!ended.stdout.contains("hunter2") && !ended.stderr.contains("hunter2"));
+}
+
+#[test]
+fn every_file_of_the_config_folder_is_valid_without_warnings() {
+    let mut files: Vec<_> = std::fs::read_dir(root("config"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(files.len() >= 2, "{files:?}");
+    for file in files {
+        let ended = dify_edge(&["check", "--config", file.to_str().unwrap()]).run();
+        assert_eq!(
+            (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+            (0, "valid\n", ""),
+            "{file:?}"
+        );
+    }
+}
+
+#[test]
+fn a_configuration_for_later_versions_is_valid_with_warnings() {
+    let sketch = root("tests/fixtures/config-sketch.yaml");
+    let ended = dify_edge(&["check", "--config", sketch.to_str().unwrap()]).run();
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "valid\n"));
+    for key in ["guard", "circuit_breaker", "cache.type", "cache.answers"] {
+        assert!(
+            ended
+                .stderr
+                .contains(&format!(": {key}: accepted, but without effect")),
+            "{}",
+            ended.stderr
+        );
+    }
+}
+
+#[test]
+fn json_is_taken_as_well() {
+    let directory = Directory::new();
+    directory.file(
+        "edge.json",
+        "{\n\t\"upstreams\": {\"api\": {\"replicas\": [{\"url\": \"http://127.0.0.1:5001\"}]}},\n\t\"drain_timeout\": 5\n}\n",
+    );
+    let ended = dify_edge(&["check", "--print", "--config", "edge.json"])
+        .within(&directory.0)
+        .run();
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("drain_timeout: 5s  # edge.json:3\n"),
+        "{}",
+        ended.stdout
+    );
+}
+
+#[test]
+fn every_shell_gets_a_completion_script_that_knows_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ended = dify_edge(&["completions", shell]).run();
+        assert_eq!(ended.code, 0, "{shell}");
+        for word in ["serve", "check", "upstream"] {
+            assert!(ended.stdout.contains(word), "{shell}: {word}");
+        }
+    }
+}
