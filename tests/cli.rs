@@ -315,3 +315,63 @@ fn every_shell_gets_a_completion_script_that_knows_the_commands() {
         }
     }
 }
+
+/// Starts `serve` on free ports and waits until it says that it listens.
+fn serving() -> (std::process::Child, std::io::BufReader<std::process::ChildStdout>) {
+    use std::io::BufRead;
+    let upstream = ["serve", "--upstream", "http://127.0.0.1:9"];
+    let addresses = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut child = dify_edge(&[&upstream[..], &addresses].concat())
+        .0
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program can be started");
+    let mut log = std::io::BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("administrative listener") {
+        line.clear();
+        assert_ne!(log.read_line(&mut line).expect("a log"), 0, "it ended");
+    }
+    (child, log)
+}
+
+#[test]
+fn serve_drains_and_ends_with_0_after_sigterm_or_sigint() {
+    for signal in ["-TERM", "-INT"] {
+        let (mut child, mut log) = serving();
+        let pid = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{signal}");
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut log, &mut rest).unwrap();
+        assert!(rest.contains("draining") && rest.contains("stopped"), "{rest}");
+    }
+}
+
+#[test]
+fn a_taken_address_ends_serve_with_1_and_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let ended = dify_edge(&[
+        "serve",
+        "--upstream",
+        "http://127.0.0.1:9",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        &address,
+    ])
+    .run();
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains(&format!("cannot listen on {address}: ")),
+        "{}",
+        ended.stderr
+    );
+}
