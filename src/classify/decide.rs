@@ -1,6 +1,6 @@
 //! The decision: everything that is known about a request from its head alone. Pure, and on the hit path.
 
-use http::header::UPGRADE;
+use http::header::{CONTENT_LENGTH, UPGRADE};
 use http::{HeaderMap, Method};
 
 use crate::config::Config;
@@ -191,9 +191,13 @@ fn known(
         principal: principal::principal(row.who, headers),
         fills,
         lane: row.profile.lane,
-        timeouts: target.timeouts(row.profile.limit),
+        timeouts: target.timeouts(row.profile.limit, content_length(headers)),
         wants_user,
     }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn of_id(kind: TagKind, id: Option<&str>) -> Tag {
@@ -226,7 +230,7 @@ fn unknown(
         fills: Tags::new(),
         invalidates,
         lane: Lane::Interactive,
-        timeouts: target.timeouts(Limit::Idle),
+        timeouts: target.timeouts(Limit::Idle, None),
         wants_user: false,
     }
 }
