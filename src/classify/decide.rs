@@ -1,6 +1,6 @@
 //! The decision: everything that is known about a request from its head alone. Pure, and on the hit path.
 
-use http::header::{CONTENT_LENGTH, UPGRADE};
+use http::header::UPGRADE;
 use http::{HeaderMap, Method};
 
 use crate::config::Config;
@@ -9,6 +9,7 @@ use crate::types::ids::{Principal, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
 use crate::types::request::{CacheClass, Lane, Timeouts, UpstreamId};
 
+use super::body_limit::declared_length;
 use super::row::{Limit, Methods, Row, TagRule, Who};
 use super::templates::{Lookup, Templates};
 use super::upstreams::{Target, Upstreams};
@@ -191,13 +192,9 @@ fn known(
         principal: principal::principal(row.who, headers),
         fills,
         lane: row.profile.lane,
-        timeouts: target.timeouts(row.profile.limit, content_length(headers)),
+        timeouts: target.timeouts(row.profile.limit, declared_length(headers)),
         wants_user,
     }
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn of_id(kind: TagKind, id: Option<&str>) -> Tag {
