@@ -63,8 +63,10 @@ async fn moody_origin(kth: usize, rest: u64, posts: Arc<Mutex<HashMap<String, us
     Origin::start(move |mut conn, _| {
         let posts = posts.clone();
         async move {
-            for _ in 0..kth {
-                let request = tokio::time::timeout(Duration::from_millis(rest), conn.request());
+            for n in 0..kth {
+                // Only a connection that has served is at rest.
+                let patience = if n == 0 { 60_000 } else { rest };
+                let request = tokio::time::timeout(Duration::from_millis(patience), conn.request());
                 let Ok(Some((head, content))) = request.await else {
                     return;
                 };
