@@ -87,18 +87,23 @@ struct Socket {
 }
 
 impl Socket {
-    fn outcome(&mut self, result: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
-        match result {
-            Poll::Ready(Ok(count)) => {
-                self.written.fetch_add(count as u64, Ordering::AcqRel);
-                Poll::Ready(Ok(count))
+    /// Does `write` unless the write side is broken, and keeps its error back.
+    fn write_side<T>(
+        &mut self,
+        write: impl FnOnce(Pin<&mut TokioIo<Box<dyn Transport>>>) -> Poll<std::io::Result<T>>,
+    ) -> Poll<std::io::Result<T>> {
+        if !self.broken {
+            match write(Pin::new(&mut self.io)) {
+                Poll::Ready(Err(_)) => self.broken = true,
+                done => return done,
             }
-            Poll::Ready(Err(_)) => {
-                self.broken = true;
-                Poll::Pending
-            }
-            Poll::Pending => Poll::Pending,
         }
+        Poll::Pending
+    }
+
+    fn count(&self, written: usize) -> usize {
+        self.written.fetch_add(written as u64, Ordering::AcqRel);
+        written
     }
 }
 
@@ -118,11 +123,8 @@ impl Write for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        if self.broken {
-            return Poll::Pending;
-        }
-        let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.outcome(result)
+        let written = self.write_side(|io| io.poll_write(cx, buf));
+        written.map_ok(|written| self.count(written))
     }
 
     fn poll_write_vectored(
@@ -130,11 +132,8 @@ impl Write for Socket {
         cx: &mut Context<'_>,
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        if self.broken {
-            return Poll::Pending;
-        }
-        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.outcome(result)
+        let written = self.write_side(|io| io.poll_write_vectored(cx, bufs));
+        written.map_ok(|written| self.count(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -142,11 +141,7 @@ impl Write for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if self.broken {
-            return Poll::Pending;
-        }
-        let result = Pin::new(&mut self.io).poll_flush(cx);
-        self.outcome(result.map_ok(|()| 0)).map_ok(|_| ())
+        self.write_side(|io| io.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
