@@ -1,4 +1,6 @@
 //! Whether a failed attempt may be made again: a pure function.
+//!
+//! It knows nothing of replicas or time: `service` sees to the deadline and to whether the body is still there.
 
 use crate::types::{Failure, FailureKind};
 

@@ -1,4 +1,7 @@
 //! What the resilience stage counts.
+//!
+//! The reasons are those of `decision`, so the label is a closed set. Connections that were stale, and replaced
+//! before anything failed, are counted by the upstream stage.
 
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 

@@ -1,4 +1,7 @@
 //! The middleware: turns a fetch into attempts, up to three, within the fetch's deadline.
+//!
+//! All attempts share one head and one body. The body is taken by the attempt that sends it; once it is gone
+//! there is no further attempt.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,3 +1,7 @@
+//! Fetches whose attempts fail as a list says.
+//!
+//! Every attempt is recorded as it was made, so that a write that is sent twice cannot go unseen.
+
 use std::sync::Arc;
 use std::time::Duration;
 

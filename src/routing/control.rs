@@ -1,4 +1,7 @@
 //! What the rest of the program may see of routing, and start.
+//!
+//! The administrative listener shows the snapshot; the program's start and end switch the background work.
+//! Requests do not come through here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

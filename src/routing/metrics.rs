@@ -1,4 +1,6 @@
 //! What routing counts. Labels are names of the configuration and closed words, so their number is bounded.
+//!
+//! Handles are resolved when the replicas are set up. Connections are counted by the stage that owns them.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 

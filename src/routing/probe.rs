@@ -1,4 +1,7 @@
 //! Background work: asks each replica from time to time whether it is well, and looks its name up again.
+//!
+//! A probe goes through the same stage as a request, so it proves the same way, but it takes no slot: a
+//! replica that is busy is not ill.
 
 use std::sync::Arc;
 use std::time::Duration;

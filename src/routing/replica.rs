@@ -1,4 +1,7 @@
 //! One replica: where it is and how it fares.
+//!
+//! Its addresses are in the endpoint that the next stage sees as well; its health is judged in `health` and
+//! fed from `service` and `probe`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

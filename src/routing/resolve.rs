@@ -1,4 +1,6 @@
 //! Looks names up. A trait, so that a test can move a name to another address.
+//!
+//! When to ask, and what to keep when there is no answer, is decided in `replica`.
 
 use std::future::Future;
 use std::io;

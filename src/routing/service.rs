@@ -1,4 +1,7 @@
 //! The middleware: gives an attempt its replica and learns from what comes back.
+//!
+//! A head that comes back is a success, a connection that fails or breaks before one is a failure. What becomes
+//! of the body is not judged here.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,6 @@
 //! One HTTP/1.1 connection to a replica: hyper's sender, the task that drives it, and the socket below.
+//!
+//! `pool` keeps connections that are at rest, `response_body` those in use.
 
 use std::net::SocketAddr;
 use std::pin::Pin;

@@ -1,4 +1,7 @@
 //! Opens connections: each address of a replica in turn, TLS where its URL says `https`.
+//!
+//! Names are already resolved when a connection is asked for; which addresses a replica has is the business of
+//! routing.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,4 +1,6 @@
 //! What the upstream stage counts. Labels are names of the configuration, so their number is bounded.
+//!
+//! `pool` keeps the gauges true under its lock. How attempts end is counted by routing, which sees them all.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 

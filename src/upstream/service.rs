@@ -1,4 +1,7 @@
 //! The leaf of the request path: [`Upstream`] sends a [`Dispatch`] and streams the answer back.
+//!
+//! One exchange in order: take a connection (`pool`, `connector`), send the request and wait for the head of the
+//! answer, hand over what the answer's body must hold (`response_body`).
 
 use std::future::Future;
 use std::pin::Pin;

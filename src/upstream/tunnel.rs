@@ -1,4 +1,7 @@
 //! Both sides joined after `101 Switching Protocols`: bytes go both ways until one side ends.
+//!
+//! It keeps the slot and counts as a request in flight as long as it lasts, and it does not last for ever when
+//! nothing moves.
 
 use std::time::Duration;
 

@@ -1,4 +1,7 @@
 //! Each replica in turn.
+//!
+//! It remembers a place, not a replica, so that one that is passed over (busy, unhealthy) does not lose the
+//! turns of the others.
 
 use super::{Balance, Candidate};
 

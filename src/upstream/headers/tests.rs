@@ -1,3 +1,8 @@
+//! Fields in both directions, by table and by property.
+//!
+//! What a stranger sends must never change who it seems to be or how the message is framed, and what is not
+//! hop-by-hop must never get lost.
+
 use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};

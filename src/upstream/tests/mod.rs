@@ -1,4 +1,6 @@
 //! The stage against origins that misbehave on purpose, over real sockets.
+//!
+//! A [`Rig`] is the stage with one replica; an [`Origin`] is that replica, written down move by move.
 
 mod origin;
 mod pooling;

@@ -1,4 +1,6 @@
 //! An origin whose every move a test writes down.
+//!
+//! It reads and writes raw bytes, so that it can do what no HTTP library would.
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -1,3 +1,8 @@
+//! Which connection a request goes on, and which are kept.
+//!
+//! Origins here close without a word, say more than they announced, or refuse. No request may fail for it,
+//! and no write may arrive twice.
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,3 +1,8 @@
+//! Bodies in both directions: pace, time limits, and ends that are no ends.
+//!
+//! Where a time limit is proved, time is paused: the runtime then jumps to the limit as soon as nothing else
+//! is left to do.
+
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;

@@ -1,3 +1,7 @@
+//! `Upgrade`, seen by a client on a raw connection.
+//!
+//! Nothing but the upstream's 101 may join both sides; until then what the client sends is HTTP.
+
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;

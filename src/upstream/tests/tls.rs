@@ -1,3 +1,7 @@
+//! Replicas that speak HTTPS.
+//!
+//! Each origin makes its own certificate; a stage that does not know it must refuse to speak.
+
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
