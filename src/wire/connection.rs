@@ -148,6 +148,8 @@ where
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        // First the connection: a request that is here when the drain begins is served.
+        biased;
         ended = connection.as_mut() => ended,
         () = shared.drain.cancelled() => {
             connection.as_mut().graceful_shutdown();
@@ -189,6 +191,7 @@ where
         let now = shared.ledger.clock.now().monotonic;
         let left = rested.map_or(idle, |since| (since + idle).saturating_duration_since(now));
         tokio::select! {
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection broke");

@@ -17,6 +17,8 @@ pub(super) struct Outgoing {
     /// Open while a stream goes on; closed already for content that is at hand.
     record: Option<Box<Record>>,
     length: Option<u64>,
+    /// Why the content broke off, until what came before has had a chance to be sent.
+    failure: Option<Failure>,
     /// Set where the end of the connection would be taken for the end of the content.
     reset: Option<Arc<Link>>,
 }
@@ -38,6 +40,7 @@ impl Outgoing {
             body,
             record,
             length,
+            failure: None,
             reset,
         }
     }
@@ -51,7 +54,22 @@ impl http_body::Body for Outgoing {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Some(Err(failure)));
+        }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(failure))) = polled {
+            if let Some(mut record) = self.record.take() {
+                record.end = End::Failed;
+            }
+            if let Some(link) = self.reset.take() {
+                link.reset();
+            }
+            // At an error hyper throws away what it holds. When the body has nothing, it sends that first.
+            self.failure = Some(failure);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Poll::Ready(frame) = &polled
             && let Some(record) = &mut self.record
         {
@@ -59,14 +77,7 @@ impl http_body::Body for Outgoing {
                 Some(Ok(frame)) => {
                     record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
-                Some(Err(_)) => {
-                    record.end = End::Failed;
-                    self.record = None;
-                    if let Some(link) = self.reset.take() {
-                        link.reset();
-                    }
-                }
-                None => {
+                _ => {
                     record.end = End::Completed;
                     self.record = None;
                 }
@@ -76,7 +87,7 @@ impl http_body::Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.failure.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

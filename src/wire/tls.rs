@@ -46,7 +46,7 @@ impl Certificate {
 
     /// Reads the files again if they were written since. Whatever is wrong with them, the last good
     /// certificate stays in use.
-    fn look(&self) {
+    pub(super) fn look(&self) {
         let now = written(&self.files);
         let mut known = self.written.lock();
         if *known == now {
