@@ -71,7 +71,10 @@ impl Edge {
         let wire = Wire::bind(&config, metrics, clock)?;
         let admin = Admin::bind(config.admin.address)
             .await
-            .map_err(|source| StartError::Bind { address: config.admin.address, source })?;
+            .map_err(|source| StartError::Bind {
+                address: config.admin.address,
+                source,
+            })?;
 
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
         let (addresses, admin_address) = (wire.addresses(), admin.address());
@@ -85,7 +88,15 @@ impl Edge {
         };
         background.spawn(admin.serve(parts, stop.clone()));
         let serving = tokio::spawn(wire.serve(stack, draining.clone(), stop.clone(), connections.clone()));
-        Ok(Self { addresses, admin: admin_address, draining, stop, serving, connections, background })
+        Ok(Self {
+            addresses,
+            admin: admin_address,
+            draining,
+            stop,
+            serving,
+            connections,
+            background,
+        })
     }
 
     /// Turns readiness off, stops accepting, lets what is in flight finish for at most `limit`.

@@ -74,7 +74,7 @@ pub fn build(
     let (routing, routing_control) = RoutingLayer::new(
         &config.upstreams,
         clock.clone(),
-        RoutingMetrics::register(registry).map_err(metric)?,
+        &RoutingMetrics::register(registry).map_err(metric)?,
     )
     .map_err(meaning)?;
     // Dispatch: a connection, the bytes
@@ -82,8 +82,11 @@ pub fn build(
     let upstream =
         Upstream::new(&config.upstreams, clock.clone(), &metrics, tunnels.clone()).map_err(meaning)?;
 
-    let controls =
-        Controls { cache: cache.control(), routing: routing_control, upstream: upstream.clone() };
+    let controls = Controls {
+        cache: cache.control(),
+        routing: routing_control,
+        upstream: upstream.clone(),
+    };
     let stack = classify.layer(cache.layer(retry.layer(routing.layer(upstream))));
     Ok((stack, controls))
 }

@@ -64,7 +64,9 @@ impl Admin {
         let parts = Arc::new(parts);
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
             let stream = tokio::select! {
                 () = stop.cancelled() => return,
                 accepted = self.listener.accept() => match accepted {
@@ -99,9 +101,14 @@ impl Admin {
 
 fn page<B>(request: &Request<B>, parts: &AdminParts) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut response =
-            answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD are served here\n");
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut response = answer(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "only GET and HEAD are served here\n",
+        );
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
@@ -109,7 +116,11 @@ fn page<B>(request: &Request<B>, parts: &AdminParts) -> Response<Full<Bytes>> {
         "/ready" => ready(parts),
         "/metrics" => metrics(parts),
         "/config" => json(StatusCode::OK, &parts.config),
-        _ => answer(StatusCode::NOT_FOUND, "text/plain", "try /live, /ready, /metrics or /config\n"),
+        _ => answer(
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "try /live, /ready, /metrics or /config\n",
+        ),
     }
 }
 
@@ -117,9 +128,16 @@ fn page<B>(request: &Request<B>, parts: &AdminParts) -> Response<Full<Bytes>> {
 /// decide: what is in memory can still be served.
 fn ready(parts: &AdminParts) -> Response<Full<Bytes>> {
     let ready = !parts.draining.is_cancelled();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let upstreams = serde_json::to_value(parts.routing.snapshot()).unwrap_or_default();
-    json(status, &serde_json::json!({ "ready": ready, "draining": !ready, "upstreams": upstreams }))
+    json(
+        status,
+        &serde_json::json!({ "ready": ready, "draining": !ready, "upstreams": upstreams }),
+    )
 }
 
 fn metrics(parts: &AdminParts) -> Response<Full<Bytes>> {
@@ -128,9 +146,11 @@ fn metrics(parts: &AdminParts) -> Response<Full<Bytes>> {
     let mut text = Vec::new();
     match encoder.encode(&parts.registry.gather(), &mut text) {
         Ok(()) => answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
-        Err(error) => {
-            answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("cannot encode metrics: {error}\n"))
-        }
+        Err(error) => answer(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "text/plain",
+            format!("cannot encode metrics: {error}\n"),
+        ),
     }
 }
 
@@ -141,7 +161,11 @@ fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> 
 fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
