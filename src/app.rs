@@ -65,7 +65,8 @@ impl Edge {
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let registry = Registry::new();
         let (connections, background) = (TaskTracker::new(), TaskTracker::new());
-        let (stack, controls) = stack::build(&config, &clock, &registry, &connections)?;
+        let (stack, controls) =
+            stack::build(&config, &clock, &registry, &connections).map_err(StartError::Config)?;
         let metrics = WireMetrics::register(&registry)
             .map_err(|error| StartError::Config(format!("metrics: {error}")))?;
         let wire = Wire::bind(&config, metrics, clock)?;

@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Layer as _, Service};
 
-use crate::app::StartError;
-use crate::cache::{CacheControl, CacheLayer, CacheMetrics};
+use crate::cache::control::CacheControl;
+use crate::cache::{CacheLayer, CacheMetrics};
 use crate::classify::ClassifyLayer;
 use crate::config::Config;
 use crate::resilience::{RetryLayer, RetryMetrics};
-use crate::routing::{RoutingControl, RoutingLayer, RoutingMetrics};
+use crate::routing::control::RoutingControl;
+use crate::routing::{RoutingLayer, RoutingMetrics};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
 use crate::upstream::{Upstream, UpstreamMetrics};
@@ -55,13 +56,12 @@ pub fn build(
         + 'static,
         Controls,
     ),
-    StartError,
+    String,
 > {
-    let metric = |error: prometheus::Error| StartError::Config(format!("metrics: {error}"));
-    let meaning = StartError::Config;
+    let metric = |error: prometheus::Error| format!("metrics: {error}");
 
     // http::Request: which route, whose answer, what depends on it
-    let classify = ClassifyLayer::new(config, clock.clone()).map_err(meaning)?;
+    let classify = ClassifyLayer::new(config, clock.clone())?;
     // ClassifiedRequest: from memory, or one fetch for all who wait
     let cache = CacheLayer::new(
         config.cache.clone(),
@@ -75,12 +75,10 @@ pub fn build(
         &config.upstreams,
         clock.clone(),
         &RoutingMetrics::register(registry).map_err(metric)?,
-    )
-    .map_err(meaning)?;
+    )?;
     // Dispatch: a connection, the bytes
     let metrics = UpstreamMetrics::register(registry).map_err(metric)?;
-    let upstream =
-        Upstream::new(&config.upstreams, clock.clone(), &metrics, tunnels.clone()).map_err(meaning)?;
+    let upstream = Upstream::new(&config.upstreams, clock.clone(), &metrics, tunnels.clone())?;
 
     let controls = Controls {
         cache: cache.control(),

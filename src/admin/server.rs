@@ -16,8 +16,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::CacheControl;
-use crate::routing::RoutingControl;
+use crate::cache::control::CacheControl;
+use crate::routing::control::RoutingControl;
 
 /// Connections at once; further ones wait.
 const CONNECTIONS: usize = 64;

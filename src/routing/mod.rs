@@ -5,7 +5,7 @@
 //! next stage's.
 
 mod balance;
-mod control;
+pub mod control;
 mod health;
 mod metrics;
 mod pool;
@@ -16,6 +16,5 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub use control::{ReplicaStatus, RoutingControl, UpstreamStatus};
 pub use metrics::RoutingMetrics;
 pub use service::{Routing, RoutingLayer};

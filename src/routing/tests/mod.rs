@@ -21,6 +21,7 @@ use tower::{Layer, Service};
 use super::resolve::{Lookup, Resolve};
 use super::*;
 use crate::config::{ReplicaConfig, UpstreamConfig, Upstreams};
+use crate::routing::control::{RoutingControl, UpstreamStatus};
 use crate::types::endpoint::Slot;
 use crate::types::outcome::{Phases, RouteClass};
 use crate::types::request::{
