@@ -3,8 +3,8 @@
 //! `listener` accepts, `tls` encrypts, `connection` drives HTTP/1 or HTTP/2 by hyper; `screen` judges raw
 //! HTTP/1 before hyper sees it, `limits` both protocols. `service` hands requests to the stages as
 //! `http::Request<Body>` with a [`Client`](crate::types::request::Client) among the extensions, in origin
-//! form and with the authority in one `Host` field, whatever the client spoke. `respond` turns failures into answers; `access_log` and
-//! `metrics` keep the books.
+//! form and with the authority in one `Host` field, whatever the client spoke. `respond` turns failures into
+//! answers; `access_log` and `metrics` keep the books.
 
 mod access_log;
 mod connection;

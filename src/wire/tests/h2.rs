@@ -131,12 +131,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A HEADERS frame that ends head and stream, with every field written out (RFC 7541 section 6.2.2).
-fn headers(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
+fn headers(stream: u32, path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     let pseudo = [
         (":method", "GET"),
         (":scheme", "http"),
         (":authority", "h"),
-        (":path", "/hello"),
+        (":path", path),
     ];
     let mut block = Vec::new();
     for (name, value) in pseudo.iter().chain(fields) {
@@ -176,7 +176,7 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
     let mut bytes = [PREFACE.as_bytes(), &frame(4, 0, 0, &[])].concat();
     for number in 0..64 {
         let stream = 2 * number + 1;
-        bytes.extend(headers(stream, &[]));
+        bytes.extend(headers(stream, "/hello", &[]));
         bytes.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
     }
     peer.send(bytes).await;
@@ -200,8 +200,15 @@ async fn fields_that_could_split_a_message_are_refused() {
     ] {
         let rig = Rig::new();
         let mut peer = rig.connect();
-        peer.send([PREFACE.as_bytes(), &frame(4, 0, 0, &[]), &headers(1, &[field])].concat())
-            .await;
+        peer.send(
+            [
+                PREFACE.as_bytes(),
+                &frame(4, 0, 0, &[]),
+                &headers(1, "/hello", &[field]),
+            ]
+            .concat(),
+        )
+        .await;
         let refused = peer
             .until(|bytes| {
                 let found = frames(bytes);
@@ -214,4 +221,22 @@ async fn fields_that_could_split_a_message_are_refused() {
         assert!(matches!(refused, RST_STREAM | GOAWAY), "{field:?}");
         assert_eq!(rig.metric("dify_edge_requests_total", &[]), 0.0, "{field:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let rig = Rig::new();
+    let mut peer = rig.connect_through(4096);
+    // Windows that never close, so that it is the connection that is full.
+    let windows = [
+        frame(4, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]),
+        frame(8, 0, 0, &0x7000_0000_u32.to_be_bytes()),
+    ];
+    let request = headers(1, "/big", &[]);
+    peer.send([PREFACE.as_bytes(), &windows.concat(), &request].concat())
+        .await;
+    sleep(Duration::from_secs(70)).await;
+    assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 1.0);
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 0.0);
 }

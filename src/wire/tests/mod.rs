@@ -160,6 +160,11 @@ async fn app(request: Request<Body>) -> Result<Response<Body>, Failure> {
             }
             Ok(Response::new(Body::Full(text.into())))
         }
+        // Says of a body that broke off no more than an upstream's client would.
+        "/hide" => match body.collect().await {
+            Ok(_) => Ok(Response::new(Body::Empty)),
+            Err(_) => Err(Failure::new(FailureKind::UpstreamReset, "hidden").sent()),
+        },
         // Parts a second apart, then trailers.
         "/stream" => {
             let parts = query.parse().unwrap_or(3);

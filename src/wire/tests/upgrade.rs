@@ -69,6 +69,18 @@ async fn without_agreement_what_follows_is_the_next_request_and_judged() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_came_while_an_upgrade_was_being_decided_is_not_forgotten() {
+    let mut peer = Rig::new().connect();
+    let next = "GET /hello HTTP/1.1\r\nHost: h\r\n\r\n";
+    peer.send(format!("{}{next}", request("/slow?5", "websocket")))
+        .await;
+    assert_eq!(peer.reply().await.body, "slow");
+    let start = now();
+    assert_eq!(peer.reply().await.body, "hello");
+    assert_eq!((now() - start).as_secs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_later_request_is_served_after_an_upgrade_that_was_not_agreed_to() {
     let mut peer = Rig::new().connect();
     peer.send(request("/upgrade?refuse", "websocket")).await;
