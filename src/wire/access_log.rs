@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Version};
 use tokio::time::Instant;
@@ -119,11 +120,12 @@ impl Record {
         self.outcome.map(|outcome| outcome.class)
     }
 
-    fn write_line(&self, seconds: f64) {
+    fn write_line(&self, took: Duration) {
         let phases = self
             .outcome
             .map_or_else(Phases::default, |outcome| outcome.phases);
-        let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+        // To the microsecond: more digits are noise.
+        let milliseconds = |time: Duration| time.as_micros() as f64 / 1e3;
         tracing::info!(
             target: "access",
             peer = %self.peer,
@@ -133,7 +135,7 @@ impl Record {
             cache = self.outcome.map_or(CacheOutcome::None, |outcome| outcome.cache).as_str(),
             status = self.status,
             bytes = self.bytes,
-            ms = seconds * 1e3,
+            ms = milliseconds(took),
             queue_ms = milliseconds(phases.queue),
             connect_ms = milliseconds(phases.connect),
             first_byte_ms = milliseconds(phases.first_byte),
@@ -170,7 +172,7 @@ impl Drop for Record {
         }
         metrics.count_sent(self.bytes);
         if self.ledger.writes(self.status, self.end) {
-            self.write_line(took.as_secs_f64());
+            self.write_line(took);
         }
     }
 }
