@@ -1,0 +1,3 @@
+//! `dify-edge demo`: the main job shown without a Dify at hand.
+
+pub mod replay;
