@@ -72,6 +72,16 @@ impl Library {
         }
     }
 
+    /// Whether any record was asked with the key that `request` carries.
+    pub(super) fn knows(&self, request: &Request) -> bool {
+        let key = request.field("authorization");
+        key.is_some()
+            && self
+                .candidates
+                .iter()
+                .any(|candidate| joined(&candidate.record.request.headers, "authorization") == key)
+    }
+
     /// The record that answers `request`, if one does.
     pub(super) fn find(&self, request: &Request) -> Option<&Record> {
         let key = (request.method.clone(), origin_form(&request.target).to_owned());
