@@ -1,3 +1,4 @@
 //! `dify-edge demo`: the main job shown without a Dify at hand.
 
+pub mod load;
 pub mod replay;
