@@ -3,7 +3,7 @@
 use super::*;
 use crate::cli::demo::replay::{Replay, ReplayOptions, records};
 
-const EXCHANGES: &str = include_str!("../exchanges.jsonl");
+use crate::cli::demo::EXCHANGES;
 
 fn mix() -> Mix {
     Mix::new(&records(EXCHANGES, "upstream_like"), 7)
