@@ -5,6 +5,7 @@
 
 mod cache_status;
 mod coalesce;
+pub mod control;
 mod entry;
 mod fill;
 pub mod freshness;
@@ -20,4 +21,4 @@ pub mod tier;
 mod write_guard;
 
 pub use metrics::CacheMetrics;
-pub use service::{Cache, CacheControl, CacheLayer};
+pub use service::{Cache, CacheLayer};

@@ -14,6 +14,7 @@ use tower::{Layer, Service, ServiceExt as _};
 
 use super::cache_status::{CacheStatus, Forward};
 use super::coalesce::{self, Flights, Landing, Leader, Role};
+use super::control::CacheControl;
 use super::entry::Entry;
 use super::fill::{Collected, collect};
 use super::freshness;
@@ -53,21 +54,6 @@ struct Shared {
     unshared: moka::sync::Cache<Key, tokio::time::Instant>,
 }
 
-/// What others may ask of the cache while it works.
-#[derive(Debug, Clone)]
-pub struct CacheControl {
-    shared: Arc<Shared>,
-}
-
-impl CacheControl {
-    /// Brings the gauges of entries and bytes up to date; call it before metrics are read.
-    pub fn refresh_gauges(&self) {
-        let (entries, bytes) = self.shared.l1.size();
-        self.shared.metrics.entries.set(entries as i64);
-        self.shared.metrics.bytes.set(bytes as i64);
-    }
-}
-
 impl CacheLayer {
     /// An empty cache.
     pub fn new(config: CacheConfig, clock: Clock, metrics: CacheMetrics) -> Self {
@@ -94,9 +80,7 @@ impl CacheLayer {
 
     /// A handle for the administrative side.
     pub fn control(&self) -> CacheControl {
-        CacheControl {
-            shared: self.shared.clone(),
-        }
+        CacheControl::new(self.shared.l1.clone(), self.shared.metrics.clone())
     }
 }
 
