@@ -65,12 +65,12 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::demo::{EXCHANGES, replay::records};
+    use crate::cli::demo::exchanges::exchanges;
 
     #[test]
     fn every_command_names_a_request_that_the_demo_answers() {
         let text = render(
-            &records(EXCHANGES, ""),
+            &exchanges(2),
             ([127, 0, 0, 1], 4000).into(),
             ([127, 0, 0, 1], 4001).into(),
         );

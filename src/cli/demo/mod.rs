@@ -3,6 +3,7 @@
 //! Three upstreams replay captured exchanges with their timing and the limits of a stock dify-api. The same load runs
 //! once straight against them and once through the proxy, a table compares the two, and then both go on running.
 
+mod exchanges;
 mod hints;
 pub mod load;
 pub mod replay;
@@ -24,18 +25,19 @@ use crate::config::upstreams::{ConnectionsConfig, ReplicaConfig, UpstreamConfig}
 use crate::config::{AdminConfig, Config, ListenConfig};
 use crate::types::time::Clock;
 use crate::types::units::Ratio;
+use exchanges::exchanges;
 use load::{Client, Mix, Plan, Question};
-use replay::{Record, Replay, ReplayOptions, records};
+use replay::{Record, Replay, ReplayOptions};
 use report::{Run, Setting};
 
-/// Exchanges with a real dify-api: pages, chats that stream or block, ratings, a rename.
-const EXCHANGES: &str = include_str!("exchanges.jsonl");
 /// Servers behind the proxy.
 const REPLICAS: u16 = 3;
 /// Requests that a stock dify-api container serves at once.
 const SLOTS: usize = 10;
 /// Share of the slots that the proxy uses: one of ten is left to health probes.
 const POOL_SHARE: f64 = 0.9;
+/// People whose lists are read and written.
+const USERS: u16 = 20;
 /// Clients that stream.
 const CHATTERS: usize = 12;
 /// Clients that write.
@@ -75,12 +77,12 @@ pub async fn run(args: DemoArgs) -> ExitCode {
 }
 
 async fn demonstrate(args: &DemoArgs) -> Result<(), String> {
-    let exchanges = records(EXCHANGES, "");
-    let replays = start_replays(&exchanges, args).await?;
+    let captured = exchanges(USERS);
+    let replays = start_replays(&captured, args).await?;
     let upstream: Vec<_> = replays.iter().map(Replay::address).collect();
     let stage = Stage {
         replays,
-        mix: Arc::new(Mix::new(&exchanges, SEED)),
+        mix: Arc::new(Mix::new(&captured, SEED)),
         plan: Plan {
             readers: args.clients.into(),
             chatters: CHATTERS,
@@ -108,13 +110,14 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), String> {
         replicas: upstream.len(),
         slots: SLOTS,
         connections,
+        users: USERS,
         clients: [stage.plan.readers, CHATTERS, WRITERS],
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     };
     print(&format!("\n{}", report::render(&straight, &proxied, &setting)));
     if !args.exit {
         if let Some(proxy) = edge.addresses.first() {
-            print(&format!("\n{}", hints::render(&exchanges, *proxy, edge.admin)));
+            print(&format!("\n{}", hints::render(&captured, *proxy, edge.admin)));
         }
         tokio::signal::ctrl_c()
             .await
@@ -321,12 +324,12 @@ mod tests {
             clients: 60,
             base_port: None,
         };
-        let exchanges = records(EXCHANGES, "");
-        let replays = start_replays(&exchanges, &args).await.unwrap();
+        let captured = exchanges(USERS);
+        let replays = start_replays(&captured, &args).await.unwrap();
         let targets: Vec<_> = replays.iter().map(Replay::address).collect();
         let stage = Stage {
             replays,
-            mix: Arc::new(Mix::new(&exchanges, SEED)),
+            mix: Arc::new(Mix::new(&captured, SEED)),
             plan: Plan {
                 readers: 60,
                 chatters: 2,

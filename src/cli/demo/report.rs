@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::load::{Histogram, Outcome};
+use super::load::{Histogram, Outcome, Seen};
 
 /// What was seen of one run.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +30,8 @@ pub(super) struct Setting {
     pub slots: usize,
     /// Connections that the proxy makes to each.
     pub connections: usize,
+    /// People whose lists are read and written.
+    pub users: u16,
     /// Clients that read, stream and write.
     pub clients: [usize; 3],
     /// Processors of this machine.
@@ -102,12 +104,16 @@ pub(super) fn render(straight: &Run, proxied: &Run, setting: &Setting) -> String
         let answers = run.outcome.answers();
         (answers > 0).then(|| run.upstream_requests as f64 / answers as f64)
     });
-    table.line([
-        "reads answered from memory",
-        &hit_ratio(straight),
-        &hit_ratio(proxied),
-        "",
-    ]);
+    for (label, count) in [
+        (
+            "reads answered from memory",
+            (|seen| seen.hits) as fn(&Seen) -> u64,
+        ),
+        ("  by another's fetch", |seen| seen.shared),
+    ] {
+        let share = |run: &Run| share(&run.outcome.reads, count);
+        table.line([label, &share(straight), &share(proxied), ""]);
+    }
     let mut row = |label: &str, value: &dyn Fn(&Run) -> Option<f64>| {
         table.row(label, Unit::Count, value(straight), value(proxied));
     };
@@ -136,18 +142,20 @@ fn footer(setting: &Setting) -> String {
         replicas,
         slots,
         connections,
+        users,
         clients: [readers, chatters, writers],
         cores,
     } = setting;
     format!(
         "\
 Simulated: {replicas} replicas of dify-api, {slots} requests at once each, that replay answers captured from a real server
-with the times it took when nothing else was asked. Under load a real one gets slower; these do not. Both runs have
-the same {readers} readers (back to back, Zipf), {chatters} chat users and {writers} writers, asking from the same seed. The proxy makes at
-most {connections} connections to a replica, which leaves a slot to health probes. Clients, proxy and replicas share {cores} cores.
-Backlog is what waits for a slot: straight, the most seen at one moment (looked at every 20 ms); through dify-edge,
-the sum of each replica's exact worst and the longest queue inside the proxy, so never less than the truth there was
-at any look. An answer counts to the rate when it ended in time, to everything else in any case.
+with the times it took when nothing else was asked. Under load a real one gets slower; these do not. The one
+person captured is multiplied to {users}. Both runs have the same {readers} readers (back to back, Zipf), {chatters} chat users and
+{writers} writers, who arrive within the first second and ask from the same seed. The proxy begins with an empty cache and
+makes at most {connections} connections to a replica: a slot is left to health probes. Clients, proxy and replicas share {cores} cores.
+Backlog is what waits for a slot: straight, the most seen at a look (every 20 ms); through dify-edge, the sum of each
+replica's exact worst and the longest queue inside the proxy at a look. An answer counts to the rates when it ended
+in time, to everything else in any case.
 "
     )
 }
@@ -161,11 +169,11 @@ fn per_second(run: &Run, count: impl Fn(&Outcome) -> u64) -> f64 {
     count(&run.outcome) as f64 / seconds.max(f64::MIN_POSITIVE)
 }
 
-fn hit_ratio(run: &Run) -> String {
-    let reads = &run.outcome.reads;
-    match reads.latency.count() {
+/// Which share of the answers `count` counts.
+fn share(seen: &Seen, count: fn(&Seen) -> u64) -> String {
+    match seen.latency.count() {
         0 => "-".into(),
-        count => format!("{:.1} %", 100.0 * reads.hits as f64 / count as f64),
+        all => format!("{:.1} %", 100.0 * count(seen) as f64 / all as f64),
     }
 }
 
@@ -230,7 +238,6 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::load::Seen;
     use super::*;
 
     fn run(latency_ms: u64, count: u64, hits: u64) -> Run {
@@ -259,6 +266,7 @@ mod tests {
             replicas: 3,
             slots: 10,
             connections: 9,
+            users: 20,
             clients: [180, 12, 8],
             cores: 2,
         }

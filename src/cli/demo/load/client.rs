@@ -70,6 +70,8 @@ impl Question {
 pub struct Answer {
     /// Whether the cache in front answered from memory.
     pub hit: bool,
+    /// Whether it came by another request's fetch.
+    pub shared: bool,
     /// From asking to the first piece of the body.
     pub first: Duration,
     /// From asking to the end.
@@ -111,7 +113,8 @@ impl Client {
         let start = Clock::System.now().monotonic;
         let response = self.response(question).await?;
         let status = response.status();
-        let hit = is_hit(response.headers());
+        let hit = cache_says(response.headers(), "hit");
+        let shared = cache_says(response.headers(), "collapsed");
         let mut incoming = response.into_body();
         let mut body = Vec::new();
         let mut first = None;
@@ -132,6 +135,7 @@ impl Client {
         let total = start.elapsed();
         Ok(Answer {
             hit,
+            shared,
             first: first.unwrap_or(total),
             total,
             body,
@@ -194,13 +198,13 @@ fn closed_before_answer(error: &hyper::Error) -> bool {
     error.is_canceled() || error.is_closed() || error.is_incomplete_message() || reset
 }
 
-/// Whether a `Cache-Status` (RFC 9211 section 2.1) says that a cache answered.
-fn is_hit(fields: &HeaderMap) -> bool {
+/// Whether `Cache-Status` (RFC 9211 section 2) has the parameter `word`.
+fn cache_says(fields: &HeaderMap, word: &str) -> bool {
     fields
         .get_all("cache-status")
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split([';', ',']).any(|part| part.trim() == "hit"))
+        .any(|value| value.split([';', ',']).any(|part| part.trim() == word))
 }
 
 #[cfg(test)]
@@ -210,15 +214,16 @@ mod tests {
     #[test]
     fn a_hit_is_read_from_cache_status() {
         let of = |value: &'static str| {
-            is_hit(&HeaderMap::from_iter([(
+            let fields = HeaderMap::from_iter([(
                 http::HeaderName::from_static("cache-status"),
                 http::HeaderValue::from_static(value),
-            )]))
+            )]);
+            cache_says(&fields, "hit")
         };
         assert!(of("dify-edge; hit; ttl=5"));
         assert!(of("dify-edge; hit"));
         assert!(!of("dify-edge; fwd=uri-miss; stored"));
         assert!(!of("hitter; fwd=miss"));
-        assert!(!is_hit(&HeaderMap::new()));
+        assert!(!cache_says(&HeaderMap::new(), "hit"));
     }
 }

@@ -23,6 +23,9 @@ pub use histogram::Histogram;
 /// How long a client that met an error waits.
 const AFTER_ERROR: Duration = Duration::from_millis(50);
 
+/// The clients arrive spread over this time.
+const ARRIVAL: Duration = Duration::from_secs(1);
+
 /// What a client does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -123,6 +126,8 @@ pub struct Seen {
     pub in_time: u64,
     /// Answers from the memory of a cache.
     pub hits: u64,
+    /// Answers that came by another request's fetch.
+    pub shared: u64,
     /// Requests that failed.
     pub errors: u64,
     /// The first failure, in words.
@@ -135,6 +140,7 @@ impl Seen {
         self.first.merge(&other.first);
         self.in_time += other.in_time;
         self.hits += other.hits;
+        self.shared += other.shared;
         self.errors += other.errors;
         self.first_error = self.first_error.take().or(other.first_error);
     }
@@ -211,8 +217,8 @@ async fn live(
     asked: &AtomicU64,
 ) -> Seen {
     let mut seen = Seen::default();
-    // Those who think do not all begin at once.
-    let mut pause = kind.think().mul_f64(random.unit());
+    // Nobody's users all begin in the same instant.
+    let mut pause = ARRIVAL.mul_f64(random.unit());
     loop {
         if !pause.is_zero() {
             tokio::time::sleep_until(end.min(Clock::System.now().monotonic + pause)).await;
@@ -229,6 +235,7 @@ async fn live(
                 seen.latency.record(answer.total);
                 seen.first.record(answer.first);
                 seen.hits += u64::from(answer.hit);
+                seen.shared += u64::from(answer.shared);
                 seen.in_time += u64::from(Clock::System.now().monotonic <= end);
                 asked.fetch_add(1, Ordering::Relaxed);
             }

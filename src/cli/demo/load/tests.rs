@@ -1,12 +1,12 @@
 //! The load asks as planned and counts what it saw.
 
 use super::*;
-use crate::cli::demo::replay::{Replay, ReplayOptions, records};
+use crate::cli::demo::replay::{Replay, ReplayOptions};
 
-use crate::cli::demo::EXCHANGES;
+use crate::cli::demo::exchanges::exchanges;
 
 fn mix() -> Mix {
-    Mix::new(&records(EXCHANGES, "upstream_like"), 7)
+    Mix::new(&exchanges(1), 7)
 }
 
 #[test]
@@ -49,7 +49,7 @@ async fn every_kind_of_client_is_answered_without_an_error() {
         time_scale: 0.0,
         ..ReplayOptions::default()
     };
-    let replay = Replay::start(records(EXCHANGES, ""), options).await.unwrap();
+    let replay = Replay::start(exchanges(1), options).await.unwrap();
     let mix = mix();
     let mut client = Client::new(replay.address());
     let questions: Vec<_> = mix.reads.iter().chain(&mix.streams).chain(&mix.writes).collect();
@@ -63,7 +63,7 @@ async fn every_kind_of_client_is_answered_without_an_error() {
 
 #[tokio::test(start_paused = true)]
 async fn a_run_counts_what_its_clients_saw() {
-    let replay = Replay::start(records(EXCHANGES, ""), ReplayOptions::default())
+    let replay = Replay::start(exchanges(1), ReplayOptions::default())
         .await
         .unwrap();
     let plan = Plan {
@@ -90,7 +90,7 @@ async fn a_connection_that_the_server_closed_is_replaced_without_an_error() {
         idle_close: Some(Duration::ZERO),
         ..ReplayOptions::default()
     };
-    let replay = Replay::start(records(EXCHANGES, ""), options).await.unwrap();
+    let replay = Replay::start(exchanges(1), options).await.unwrap();
     let mix = mix();
     let mut client = Client::new(replay.address());
     for question in mix.reads.iter().cycle().take(300) {
