@@ -40,8 +40,10 @@ const POOL_SHARE: f64 = 0.9;
 const USERS: u16 = 20;
 /// Clients that stream.
 const CHATTERS: usize = 12;
-/// Clients that write.
-const WRITERS: usize = 8;
+/// Clients that wait for whole answers.
+const ASKERS: usize = 4;
+/// Clients that rate and rename.
+const WRITERS: usize = 4;
 /// Both runs draw from it.
 const SEED: u64 = 20_260_101;
 /// How often it is looked at what waits.
@@ -86,6 +88,7 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), String> {
         plan: Plan {
             readers: args.clients.into(),
             chatters: CHATTERS,
+            askers: ASKERS,
             writers: WRITERS,
             duration: Duration::from_secs(args.seconds),
             seed: SEED,
@@ -111,7 +114,7 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), String> {
         slots: SLOTS,
         connections,
         users: USERS,
-        clients: [stage.plan.readers, CHATTERS, WRITERS],
+        clients: [stage.plan.readers, CHATTERS, ASKERS, WRITERS],
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     };
     print(&format!("\n{}", report::render(&straight, &proxied, &setting)));
@@ -333,7 +336,8 @@ mod tests {
             plan: Plan {
                 readers: 60,
                 chatters: 2,
-                writers: 2,
+                askers: 1,
+                writers: 1,
                 duration: Duration::from_secs(3),
                 seed: SEED,
             },

@@ -28,12 +28,12 @@ pub(super) struct Setting {
     pub replicas: usize,
     /// Requests that each serves at once.
     pub slots: usize,
-    /// Connections that the proxy makes to each.
+    /// Connections that the proxy makes to all of them together, at most.
     pub connections: usize,
     /// People whose lists are read and written.
     pub users: u16,
-    /// Clients that read, stream and write.
-    pub clients: [usize; 3],
+    /// Clients that read, stream, wait for whole answers, and write.
+    pub clients: [usize; 4],
     /// Processors of this machine.
     pub cores: usize,
 }
@@ -85,6 +85,9 @@ pub(super) fn render(straight: &Run, proxied: &Run, setting: &Setting) -> String
     row("  p50", Unit::Time, &|run| at(&run.outcome.reads.latency, 0.5));
     row("  p95", Unit::Time, &|run| at(&run.outcome.reads.latency, 0.95));
     row("  p99", Unit::Time, &|run| at(&run.outcome.reads.latency, 0.99));
+    row("blocking chats, p50", Unit::Time, &|run| {
+        at(&run.outcome.chats.latency, 0.5)
+    });
     row("writes, p50", Unit::Time, &|run| {
         at(&run.outcome.writes.latency, 0.5)
     });
@@ -125,7 +128,8 @@ pub(super) fn render(straight: &Run, proxied: &Run, setting: &Setting) -> String
     let mut text = table.text();
     for (name, run) in [("straight", straight), ("through dify-edge", proxied)] {
         let outcome = &run.outcome;
-        let first = [&outcome.reads, &outcome.writes, &outcome.streams]
+        let first = outcome
+            .all()
             .into_iter()
             .find_map(|seen| seen.first_error.as_deref());
         if let Some(why) = first {
@@ -143,16 +147,17 @@ fn footer(setting: &Setting) -> String {
         slots,
         connections,
         users,
-        clients: [readers, chatters, writers],
+        clients: [readers, chatters, askers, writers],
         cores,
     } = setting;
     format!(
         "\
 Simulated: {replicas} replicas of dify-api, {slots} requests at once each, that replay answers captured from a real server
 with the times it took when nothing else was asked. Under load a real one gets slower; these do not. The one
-person captured is multiplied to {users}. Both runs have the same {readers} readers (back to back, Zipf), {chatters} chat users and
-{writers} writers, who arrive within the first second and ask from the same seed. The proxy begins with an empty cache and
-makes at most {connections} connections to a replica: a slot is left to health probes. Clients, proxy and replicas share {cores} cores.
+person captured is multiplied to {users}. Both runs have the same {readers} readers (back to back, Zipf), {chatters} users of
+streams, {askers} of blocking chats and {writers} writers, who arrive within the first second and ask from the same seed.
+The proxy begins with an empty cache and makes at most {connections} connections in all, which leaves slots to health probes.
+Clients, proxy and replicas share {cores} cores.
 Backlog is what waits for a slot: straight, the most seen at a look (every 20 ms); through dify-edge, the sum of each
 replica's exact worst and the longest queue inside the proxy at a look. An answer counts to the rates when it ended
 in time, to everything else in any case.
@@ -161,7 +166,7 @@ in time, to everything else in any case.
 }
 
 fn rate_of_all(outcome: &Outcome) -> u64 {
-    outcome.reads.in_time + outcome.streams.in_time + outcome.writes.in_time
+    outcome.all().iter().map(|seen| seen.in_time).sum()
 }
 
 fn per_second(run: &Run, count: impl Fn(&Outcome) -> u64) -> f64 {
@@ -265,9 +270,9 @@ mod tests {
         Setting {
             replicas: 3,
             slots: 10,
-            connections: 9,
+            connections: 27,
             users: 20,
-            clients: [180, 12, 8],
+            clients: [180, 12, 4, 4],
             cores: 2,
         }
     }

@@ -1,6 +1,7 @@
 //! A closed-loop load: clients that each wait for an answer before they ask again.
 //!
-//! Readers ask back to back for pages in a Zipf mix, chat users stream an answer and think, writers write and think.
+//! Readers ask back to back for pages in a Zipf mix, chat users stream an answer, or wait for the
+//! whole of it, and think, writers rate or rename and think.
 //! The same seed asks in the same order, so that two runs differ only in what stands behind the address.
 
 mod client;
@@ -33,7 +34,9 @@ pub enum Kind {
     Read,
     /// Streams an answer, then thinks about a second.
     Stream,
-    /// Chats, rates or renames, then thinks about half a second.
+    /// Asks for a whole answer of a model or workflow, then thinks about half a second.
+    Chat,
+    /// Rates or renames, then thinks about half a second.
     Write,
 }
 
@@ -42,7 +45,7 @@ impl Kind {
         match self {
             Self::Read => Duration::ZERO,
             Self::Stream => Duration::from_secs(1),
-            Self::Write => Duration::from_millis(500),
+            Self::Chat | Self::Write => Duration::from_millis(500),
         }
     }
 }
@@ -54,7 +57,9 @@ pub struct Plan {
     pub readers: usize,
     /// Clients that stream.
     pub chatters: usize,
-    /// Clients that write.
+    /// Clients that wait for whole answers.
+    pub askers: usize,
+    /// Clients that rate and rename.
     pub writers: usize,
     /// After this nobody asks anything new.
     pub duration: Duration,
@@ -69,6 +74,7 @@ pub struct Mix {
     /// For each read the sum of the weights up to it: 1, 1 + 1/2, 1 + 1/2 + 1/3, …
     weights: Vec<f64>,
     streams: Vec<Question>,
+    chats: Vec<Question>,
     writes: Vec<Question>,
 }
 
@@ -79,6 +85,7 @@ impl Mix {
             reads: Vec::new(),
             weights: Vec::new(),
             streams: Vec::new(),
+            chats: Vec::new(),
             writes: Vec::new(),
         };
         for record in records.iter().filter(|record| record.request.path != "/health") {
@@ -88,6 +95,7 @@ impl Mix {
             match (record.request.method.as_str(), record.response.framing) {
                 ("GET", _) => mix.reads.push(question),
                 (_, Framing::Chunked) => mix.streams.push(question),
+                _ if generates(&record.request.path) => mix.chats.push(question),
                 _ => mix.writes.push(question),
             }
         }
@@ -110,9 +118,17 @@ impl Mix {
                 self.reads.get(self.weights.partition_point(|sum| *sum <= point))
             }
             Kind::Stream => self.streams.get(random.below(self.streams.len())),
+            Kind::Chat => self.chats.get(random.below(self.chats.len())),
             Kind::Write => self.writes.get(random.below(self.writes.len())),
         }
     }
+}
+
+/// Whether a POST to `path` has a model or a workflow answer.
+fn generates(path: &str) -> bool {
+    ["/chat-messages", "/completion-messages", "/workflows/run"]
+        .iter()
+        .any(|end| path.ends_with(end))
 }
 
 /// What the clients of one kind saw.
@@ -155,6 +171,8 @@ pub struct Outcome {
     pub reads: Seen,
     /// What chat users saw.
     pub streams: Seen,
+    /// What those saw who waited for whole answers.
+    pub chats: Seen,
     /// What writers saw.
     pub writes: Seen,
 }
@@ -162,15 +180,17 @@ pub struct Outcome {
 impl Outcome {
     /// Answers of every kind.
     pub fn answers(&self) -> u64 {
-        [&self.reads, &self.streams, &self.writes]
-            .iter()
-            .map(|seen| seen.latency.count())
-            .sum()
+        self.all().iter().map(|seen| seen.latency.count()).sum()
     }
 
     /// Failures of every kind.
     pub fn errors(&self) -> u64 {
-        self.reads.errors + self.streams.errors + self.writes.errors
+        self.all().iter().map(|seen| seen.errors).sum()
+    }
+
+    /// All kinds.
+    pub fn all(&self) -> [&Seen; 4] {
+        [&self.reads, &self.streams, &self.chats, &self.writes]
     }
 }
 
@@ -180,6 +200,7 @@ pub async fn run(targets: &[SocketAddr], mix: &Arc<Mix>, plan: &Plan, asked: &Ar
     let kinds = [
         (Kind::Read, plan.readers),
         (Kind::Stream, plan.chatters),
+        (Kind::Chat, plan.askers),
         (Kind::Write, plan.writers),
     ];
     let mut clients = JoinSet::new();
@@ -201,6 +222,7 @@ pub async fn run(targets: &[SocketAddr], mix: &Arc<Mix>, plan: &Plan, asked: &Ar
         match kind {
             Kind::Read => outcome.reads.merge(seen),
             Kind::Stream => outcome.streams.merge(seen),
+            Kind::Chat => outcome.chats.merge(seen),
             Kind::Write => outcome.writes.merge(seen),
         }
     }

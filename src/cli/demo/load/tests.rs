@@ -52,13 +52,19 @@ async fn every_kind_of_client_is_answered_without_an_error() {
     let replay = Replay::start(exchanges(1), options).await.unwrap();
     let mix = mix();
     let mut client = Client::new(replay.address());
-    let questions: Vec<_> = mix.reads.iter().chain(&mix.streams).chain(&mix.writes).collect();
+    let questions: Vec<_> = mix
+        .reads
+        .iter()
+        .chain(&mix.streams)
+        .chain(&mix.chats)
+        .chain(&mix.writes)
+        .collect();
     for question in &questions {
         let answer = client.ask(question).await.unwrap();
         assert!(!answer.body.is_empty() && !answer.hit);
     }
     assert_eq!(replay.counters().requests, questions.len() as u64);
-    assert!(mix.reads.len() > 30 && mix.streams.len() > 3 && mix.writes.len() > 3);
+    assert!(mix.reads.len() > 30 && mix.streams.len() > 3 && mix.chats.len() > 2 && mix.writes.len() > 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -69,6 +75,7 @@ async fn a_run_counts_what_its_clients_saw() {
     let plan = Plan {
         readers: 3,
         chatters: 2,
+        askers: 2,
         writers: 2,
         duration: Duration::from_secs(6),
         seed: 1,
@@ -78,7 +85,7 @@ async fn a_run_counts_what_its_clients_saw() {
     assert_eq!(outcome.errors(), 0, "{:?}", outcome.reads.first_error);
     assert_eq!(outcome.answers(), asked.load(Ordering::Relaxed));
     assert_eq!(outcome.answers(), replay.counters().requests);
-    for seen in [&outcome.reads, &outcome.streams, &outcome.writes] {
+    for seen in outcome.all() {
         assert!(seen.in_time > 0 && seen.in_time <= seen.latency.count());
     }
 }
