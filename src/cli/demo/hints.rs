@@ -15,14 +15,15 @@ pub(super) fn render(records: &[Record], proxy: SocketAddr, admin: SocketAddr) -
         "\
 Both go on running; Ctrl-C ends them. In another shell, for example:
 
-# twice: see Cache-Status change from fwd=uri-miss to hit
+# twice: Cache-Status says hit; or, when what was kept is too old, fwd=stale and then hit
 {page}
 {page}
 
 # an answer that streams, event by event, straight through
 {stream}
 
-# a list; a write that ends it; the list again, fetched anew
+# a list twice, the second a hit; a write that ends it; the list again, fetched anew
+{list}
 {list}
 {write}
 {list}
@@ -75,9 +76,9 @@ mod tests {
             ([127, 0, 0, 1], 4001).into(),
         );
         let commands: Vec<_> = text.lines().filter(|line| line.starts_with("curl ")).collect();
-        assert_eq!(commands.len(), 7);
+        assert_eq!(commands.len(), 8);
         assert!(
-            commands[..6]
+            commands[..7]
                 .iter()
                 .all(|line| line.contains("'Authorization: Bearer app-"))
         );
