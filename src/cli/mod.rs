@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod completions;
+pub mod demo;
 pub mod health;
 pub mod serve;
 
@@ -52,6 +53,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Ask a running proxy whether it is ready; exit 0 when it is, 1 otherwise.
     Health(health::HealthArgs),
+    /// Show what it does: replayed exchanges with a real dify-api, straight and through the proxy, in a table.
+    Demo(demo::DemoArgs),
     /// Write a completion script for a shell to standard output.
     Completions(completions::CompletionsArgs),
 }
@@ -70,6 +73,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Health(args) => health::run(&args),
+        Command::Demo(args) => block_on(demo::run(args)),
         Command::Completions(args) => completions::run(&args),
     }
 }
