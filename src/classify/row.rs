@@ -180,8 +180,8 @@ pub(crate) mod fills {
     pub(crate) const DATASETS: &[TagRule] = &[All(K::Datasets), Named(K::Datasets, "list"), All(K::Accounts)];
     /// One data set, with its author's name.
     pub(crate) const DATASET: &[TagRule] = &[OfId(K::Datasets), All(K::Accounts)];
-    /// Documents and segments, with how often they were found.
-    pub(crate) const DOCUMENTS: &[TagRule] = &[OfId(K::Datasets), Named(K::Datasets, "hits")];
+    /// Documents and segments.
+    pub(crate) const DOCUMENTS: &[TagRule] = &[OfId(K::Datasets)];
 }
 
 /// Named sets of tags that requests end.
@@ -203,37 +203,30 @@ pub(crate) mod ends {
         All(K::Datasets),
         All(K::System),
     ];
-    /// A message of a `user`: annotations and segments count their hits, tools may run workflows.
-    pub(crate) const CHAT: &[TagRule] = &[
-        OfUser(K::Conversations),
-        All(K::WebConversations),
-        All(K::Annotations),
-        All(K::WorkflowLogs),
-        Named(K::Datasets, "hits"),
-    ];
+    /// A message of a `user`; annotations count their hits. What segments count, they count behind the
+    /// request's back: that shows when the answer's lifetime ends.
+    pub(crate) const CHAT: &[TagRule] = &[OfUser(K::Conversations), All(K::Annotations)];
     /// The same where the user is somebody else's to know.
     pub(crate) const WEB_CHAT: &[TagRule] = &[
         All(K::Conversations),
         All(K::WebConversations),
         All(K::Annotations),
-        All(K::WorkflowLogs),
-        Named(K::Datasets, "hits"),
     ];
     /// A call from outside that runs an app or a workflow.
-    pub(crate) const INVOKE: &[TagRule] = WEB_CHAT;
-    pub(crate) const WORKFLOW: &[TagRule] = &[All(K::WorkflowLogs), Named(K::Datasets, "hits")];
+    pub(crate) const INVOKE: &[TagRule] = &[
+        All(K::Conversations),
+        All(K::WebConversations),
+        All(K::Annotations),
+        All(K::WorkflowLogs),
+    ];
+    pub(crate) const WORKFLOW: &[TagRule] = &[All(K::WorkflowLogs)];
     /// A pipeline at work: it writes documents.
     pub(crate) const PIPELINE: &[TagRule] = &[All(K::Datasets), All(K::WorkflowLogs)];
     /// A change of a conversation.
-    pub(crate) const CONVERSE: &[TagRule] = &[OfUser(K::Conversations), All(K::WebConversations)];
+    pub(crate) const CONVERSE: &[TagRule] = &[OfUser(K::Conversations)];
     pub(crate) const WEB_CONVERSE: &[TagRule] = &[All(K::Conversations), All(K::WebConversations)];
     /// The end of a conversation: its files and feedbacks go with it.
-    pub(crate) const FORGET: &[TagRule] = &[
-        OfUser(K::Conversations),
-        All(K::WebConversations),
-        All(K::Feedbacks),
-        All(K::Files),
-    ];
+    pub(crate) const FORGET: &[TagRule] = &[OfUser(K::Conversations), All(K::Feedbacks), All(K::Files)];
     pub(crate) const WEB_FORGET: &[TagRule] = &[
         All(K::Conversations),
         All(K::WebConversations),
@@ -241,11 +234,7 @@ pub(crate) mod ends {
         All(K::Files),
     ];
     /// Feedback on a message.
-    pub(crate) const RATE: &[TagRule] = &[
-        OfUser(K::Conversations),
-        All(K::WebConversations),
-        All(K::Feedbacks),
-    ];
+    pub(crate) const RATE: &[TagRule] = &[OfUser(K::Conversations), All(K::Feedbacks)];
     pub(crate) const WEB_RATE: &[TagRule] =
         &[All(K::Conversations), All(K::WebConversations), All(K::Feedbacks)];
     pub(crate) const ANNOTATE: &[TagRule] = &[All(K::Annotations)];

@@ -21,24 +21,25 @@ const POSSESSIONS: [&str; 4] = [
 pub(super) fn exchanges(users: u16) -> Vec<Record> {
     let mut all = records(CAPTURED, "");
     for number in 1..users {
-        let lines: Vec<_> = CAPTURED
-            .lines()
-            .filter(|line| line.contains(USER))
-            .map(|line| another(line, number))
-            .collect();
-        all.extend(records(&lines.join("\n"), ""));
+        let mine = records(&another(CAPTURED, number), "");
+        let theirs = records(CAPTURED, "");
+        let other = mine
+            .into_iter()
+            .zip(theirs)
+            .filter(|(mine, theirs)| mine.request != theirs.request);
+        all.extend(other.map(|(mine, _)| mine));
     }
     all
 }
 
-/// The exchange of `line` as if another person had had it. Every id keeps its length, and so does the body.
-fn another(line: &str, number: u16) -> String {
+/// The exchanges of `lines` as if another person had had them. Every id keeps its length, and so does a body.
+fn another(lines: &str, number: u16) -> String {
     [USER]
         .iter()
         .chain(&POSSESSIONS)
-        .fold(line.to_owned(), |line, id| {
+        .fold(lines.to_owned(), |lines, id| {
             let kept = &id[..id.len() - 4];
-            line.replace(id, &format!("{kept}{number:04x}"))
+            lines.replace(id, &format!("{kept}{number:04x}"))
         })
 }
 
@@ -49,11 +50,23 @@ mod tests {
     use super::*;
     use crate::cli::demo::replay::Content;
 
+    fn identity(record: &Record) -> (String, Vec<(String, String)>) {
+        (record.request.path.clone(), record.request.headers.clone())
+    }
+
     #[test]
     fn every_user_has_requests_and_bodies_of_their_own() {
         let (one, five) = (exchanges(1), exchanges(5));
-        let of_one = CAPTURED.lines().filter(|line| line.contains(USER)).count();
-        assert_eq!(five.len(), one.len() + 4 * of_one);
+        let targets: HashSet<_> = five
+            .iter()
+            .filter(|r| r.request.method == "GET")
+            .map(identity)
+            .collect();
+        let pages = five
+            .iter()
+            .filter(|record| record.request.method == "GET")
+            .count();
+        assert_eq!(targets.len(), pages, "no page is there twice");
         let asked = |records: &[Record], path: &str| {
             let targets = records.iter().map(|record| record.request.path.clone());
             targets

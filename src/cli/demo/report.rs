@@ -160,7 +160,8 @@ The proxy begins with an empty cache and makes at most {connections} connections
 Clients, proxy and replicas share {cores} cores.
 Backlog is what waits for a slot: straight, the most seen at a look (every 20 ms); through dify-edge, the sum of each
 replica's exact worst and the longest queue inside the proxy at a look. An answer counts to the rates when it ended
-in time, to everything else in any case.
+in time, to everything else in any case; a page that differs from the captured one counts as an error. Pages with signed
+links are left out: a replay cannot sign anew.
 "
     )
 }

@@ -1,7 +1,7 @@
 //! One client: one kept connection, as a client library keeps it.
 //!
-//! A request that meets a connection which the server has closed meanwhile is asked again on a new one; whatever else
-//! goes wrong is an error that the report counts.
+//! A request that meets a connection which the server has closed meanwhile is asked again on a new one, a write only
+//! if it was never sent; whatever else goes wrong is an error that the report counts.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,6 +27,8 @@ pub struct Question {
     uri: Uri,
     fields: HeaderMap,
     body: Bytes,
+    /// What a page must say; nothing for what is new each time.
+    page: Option<Bytes>,
 }
 
 impl Question {
@@ -41,7 +43,9 @@ impl Question {
             })
             .map(|(name, value)| Some((name.parse::<http::HeaderName>().ok()?, value.parse().ok()?)))
             .collect::<Option<HeaderMap>>()?;
+        let page = record.response.body.as_ref().map(|body| body.bytes().into());
         Some(Self {
+            page: page.filter(|_| captured.method == "GET"),
             method: captured.method.parse().ok()?,
             uri: captured.path.parse().ok()?,
             fields,
@@ -61,6 +65,7 @@ impl Question {
             uri: Uri::from_static(path),
             fields: HeaderMap::new(),
             body: Bytes::new(),
+            page: None,
         }
     }
 }
@@ -99,7 +104,8 @@ impl Client {
     /// Asks and reads the answer to its end.
     ///
     /// # Errors
-    /// What went wrong, in words: no connection, a broken answer, a status of 400 or more, 30 s without an end.
+    /// What went wrong, in words: no connection, a broken answer, a status of 400 or more, another page than
+    /// was captured, 30 s without an end.
     pub async fn ask(&mut self, question: &Question) -> Result<Answer, String> {
         let asked = tokio::time::timeout(PATIENCE, self.exchange(question)).await;
         let answer = asked.unwrap_or_else(|_| Err("no answer within 30 s".into()));
@@ -132,6 +138,9 @@ impl Client {
                 question.uri.path()
             ));
         }
+        if question.page.as_ref().is_some_and(|page| *page != body) {
+            return Err(format!("{} answered something else", question.uri.path()));
+        }
         let total = start.elapsed();
         Ok(Answer {
             hit,
@@ -151,7 +160,9 @@ impl Client {
                     self.connection = Some(kept);
                     return Ok(response);
                 }
-                Err(error) if closed_before_answer(&error) => {}
+                // A write may have been carried out unless it was never sent.
+                Err(error) if error.is_canceled() => {}
+                Err(error) if question.method == Method::GET && closed_before_answer(&error) => {}
                 Err(error) => return Err(error.to_string()),
             }
         }
@@ -195,7 +206,7 @@ fn closed_before_answer(error: &hyper::Error) -> bool {
                 std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
             )
         });
-    error.is_canceled() || error.is_closed() || error.is_incomplete_message() || reset
+    error.is_closed() || error.is_incomplete_message() || reset
 }
 
 /// Whether `Cache-Status` (RFC 9211 section 2) has the parameter `word`.

@@ -28,7 +28,7 @@ pub struct Record {
 }
 
 /// A request as it was sent.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 pub struct CapturedRequest {
     /// The method.
     pub method: String,
@@ -88,7 +88,7 @@ pub struct Chunk {
 }
 
 /// Bytes of a body, as text or in base64; `length` is larger than the text where the capture cut it.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
 pub struct Content {
     text: Option<String>,
     base64: Option<String>,
