@@ -3,8 +3,16 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use prometheus::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Admin, AdminParts};
 use crate::config::Config;
+use crate::stack;
 use crate::types::time::Clock;
+use crate::wire::{BindError, Wire, WireMetrics};
 
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
@@ -25,13 +33,28 @@ pub enum StartError {
     Config(String),
 }
 
-/// A proxy that is running inside this process.
+impl From<BindError> for StartError {
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Listen { address, source } => Self::Bind { address, source },
+            BindError::Tls(text) => Self::Tls(text),
+        }
+    }
+}
+
+/// A proxy that is running inside this process. Dropping it ends it at once.
 #[derive(Debug)]
 pub struct Edge {
     /// Where clients connect, in the order of `listen`; ports are the real ones.
     pub addresses: Vec<SocketAddr>,
     /// Where the administrative listener is.
     pub admin: SocketAddr,
+    draining: CancellationToken,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+    /// Clients' connections, upgraded ones among them.
+    connections: TaskTracker,
+    background: TaskTracker,
 }
 
 impl Edge {
@@ -39,16 +62,62 @@ impl Edge {
     ///
     /// # Errors
     /// When an address, a certificate or an upstream of `config` cannot be used.
-    #[allow(clippy::unused_async)]
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let _ = (config, clock);
-        Err(StartError::Config("not built yet".into()))
+        let registry = Registry::new();
+        let (connections, background) = (TaskTracker::new(), TaskTracker::new());
+        let (stack, controls) = stack::build(&config, &clock, &registry, &connections)?;
+        let metrics = WireMetrics::register(&registry)
+            .map_err(|error| StartError::Config(format!("metrics: {error}")))?;
+        let wire = Wire::bind(&config, metrics, clock)?;
+        let admin = Admin::bind(config.admin.address)
+            .await
+            .map_err(|source| StartError::Bind {
+                address: config.admin.address,
+                source,
+            })?;
+
+        let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
+        let (addresses, admin_address) = (wire.addresses(), admin.address());
+        controls.spawn_background(&stop, &background);
+        let parts = AdminParts {
+            registry,
+            config: config.redacted(),
+            cache: controls.cache,
+            routing: controls.routing,
+            draining: draining.clone(),
+        };
+        background.spawn(admin.serve(parts, stop.clone()));
+        let serving = tokio::spawn(wire.serve(stack, draining.clone(), stop.clone(), connections.clone()));
+        Ok(Self {
+            addresses,
+            admin: admin_address,
+            draining,
+            stop,
+            serving,
+            connections,
+            background,
+        })
     }
 
     /// Turns readiness off, stops accepting, lets what is in flight finish for at most `limit`.
     /// Returns how many connections had to be cut.
-    pub async fn drain(self, limit: Duration) -> usize {
-        let _ = limit;
-        0
+    pub async fn drain(mut self, limit: Duration) -> usize {
+        self.draining.cancel();
+        let finished = tokio::time::timeout(limit, &mut self.serving).await.is_ok();
+        let cut = if finished { 0 } else { self.connections.len() };
+        self.stop.cancel();
+        self.background.close();
+        // Whatever is cut now ends at its next poll.
+        let ended = async { tokio::join!(self.connections.wait(), self.background.wait()) };
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        cut
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        self.draining.cancel();
+        self.stop.cancel();
+        self.serving.abort();
     }
 }

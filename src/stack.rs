@@ -1,1 +1,92 @@
 //! The request path: the one place where stages meet.
+//!
+//! A request walks down through the stages once, a response walks up once. Each stage is generic over the one
+//! below it and takes that one's request type, so a wrong order does not compile.
+
+use http::{Request, Response};
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::{Layer as _, Service};
+
+use crate::app::StartError;
+use crate::cache::{CacheControl, CacheLayer, CacheMetrics};
+use crate::classify::ClassifyLayer;
+use crate::config::Config;
+use crate::resilience::{RetryLayer, RetryMetrics};
+use crate::routing::{RoutingControl, RoutingLayer, RoutingMetrics};
+use crate::types::time::Clock;
+use crate::types::{Body, Failure};
+use crate::upstream::{Upstream, UpstreamMetrics};
+
+/// The handles that a running stack leaves to others.
+pub struct Controls {
+    /// The cache.
+    pub cache: CacheControl,
+    /// The replicas.
+    pub routing: RoutingControl,
+    upstream: Upstream,
+}
+
+impl Controls {
+    /// Starts what the stages do beside requests: probes, look-ups of names, closing of idle connections. It
+    /// ends with `stop`.
+    pub fn spawn_background(&self, stop: &CancellationToken, tracker: &TaskTracker) {
+        self.routing.spawn_background(&self.upstream, stop, tracker);
+        self.upstream.spawn_background(stop.clone(), tracker);
+    }
+}
+
+/// Puts the stages together. Tunnels, which outlive their requests, run on `tunnels`.
+///
+/// # Errors
+/// When a part of `config` cannot be carried out, or a metric's name is taken.
+pub fn build(
+    config: &Config,
+    clock: &Clock,
+    registry: &Registry,
+    tunnels: &TaskTracker,
+) -> Result<
+    (
+        impl Service<Request<Body>, Response = Response<Body>, Error = Failure, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+        Controls,
+    ),
+    StartError,
+> {
+    let metric = |error: prometheus::Error| StartError::Config(format!("metrics: {error}"));
+    let meaning = StartError::Config;
+
+    // http::Request: which route, whose answer, what depends on it
+    let classify = ClassifyLayer::new(config, clock.clone()).map_err(meaning)?;
+    // ClassifiedRequest: from memory, or one fetch for all who wait
+    let cache = CacheLayer::new(
+        config.cache.clone(),
+        clock.clone(),
+        CacheMetrics::register(registry).map_err(metric)?,
+    );
+    // FetchRequest: try again what may be tried again
+    let retry = RetryLayer::new(clock.clone(), RetryMetrics::register(registry).map_err(metric)?);
+    // Attempt: a slot of a healthy replica
+    let (routing, routing_control) = RoutingLayer::new(
+        &config.upstreams,
+        clock.clone(),
+        &RoutingMetrics::register(registry).map_err(metric)?,
+    )
+    .map_err(meaning)?;
+    // Dispatch: a connection, the bytes
+    let metrics = UpstreamMetrics::register(registry).map_err(metric)?;
+    let upstream =
+        Upstream::new(&config.upstreams, clock.clone(), &metrics, tunnels.clone()).map_err(meaning)?;
+
+    let controls = Controls {
+        cache: cache.control(),
+        routing: routing_control,
+        upstream: upstream.clone(),
+    };
+    let stack = classify.layer(cache.layer(retry.layer(routing.layer(upstream))));
+    Ok((stack, controls))
+}

@@ -9,6 +9,7 @@ use crate::types::ids::{Principal, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
 use crate::types::request::{CacheClass, Lane, Timeouts, UpstreamId};
 
+use super::body_limit::declared_length;
 use super::row::{Limit, Methods, Row, TagRule, Who};
 use super::templates::{Lookup, Templates};
 use super::upstreams::{Target, Upstreams};
@@ -191,7 +192,7 @@ fn known(
         principal: principal::principal(row.who, headers),
         fills,
         lane: row.profile.lane,
-        timeouts: target.timeouts(row.profile.limit),
+        timeouts: target.timeouts(row.profile.limit, declared_length(headers)),
         wants_user,
     }
 }
@@ -226,7 +227,7 @@ fn unknown(
         fills: Tags::new(),
         invalidates,
         lane: Lane::Interactive,
-        timeouts: target.timeouts(Limit::Idle),
+        timeouts: target.timeouts(Limit::Idle, None),
         wants_user: false,
     }
 }

@@ -79,6 +79,8 @@ pub(crate) enum Limit {
     Write,
     /// No total; `timeouts.idle` between two reads.
     Idle,
+    /// `timeouts.write`, and more by the declared length of the body; `timeouts.idle` between two reads.
+    BySize,
 }
 
 /// How to get from a request to its tags.
@@ -135,7 +137,7 @@ pub(crate) mod profile {
     /// A model or workflow at work.
     pub(crate) const GENERATE: Profile = of(R::Generation, C::Never, L::Generation, T::Idle);
     /// A file, or a whole document as text, on its way in.
-    pub(crate) const UPLOAD: Profile = of(R::Upload, C::Never, L::Bulk, T::Idle);
+    pub(crate) const UPLOAD: Profile = of(R::Upload, C::Never, L::Bulk, T::BySize);
     /// A change of state.
     pub(crate) const WRITE: Profile = of(R::Write, C::Never, L::Interactive, T::Write);
     /// A change of state during which Dify waits for somebody else: a provider, a market place.

@@ -1,9 +1,14 @@
 //! Which upstream serves a path: the configured prefixes, longest first, on segment borders.
 
+use std::time::Duration;
+
 use crate::config::{Config, UpstreamConfig};
 use crate::types::request::{Timeouts, UpstreamId};
 
 use super::row::Limit;
+
+/// The slowest upload that is waited for, on average, in bytes per second.
+const UPLOAD_RATE: u64 = 16 << 10;
 
 /// What this stage wants to know of an upstream.
 #[derive(Debug)]
@@ -34,8 +39,17 @@ impl Target {
         }
     }
 
-    pub(super) fn timeouts(&self, limit: Limit) -> Timeouts {
+    /// `length`: the declared length of the request's body, in bytes.
+    pub(super) fn timeouts(&self, limit: Limit, length: Option<u64>) -> Timeouts {
         match limit {
+            Limit::BySize => Timeouts {
+                total: self
+                    .write
+                    .total
+                    .zip(length)
+                    .map(|(write, length)| write + Duration::from_secs(length / UPLOAD_RATE)),
+                idle: self.idle.idle,
+            },
             Limit::Short => self.short,
             Limit::Write => self.write,
             Limit::Idle => self.idle,
@@ -120,6 +134,23 @@ mod tests {
             routes: routes.iter().map(route).collect(),
             ..Config::default()
         }
+    }
+
+    #[test]
+    fn an_upload_has_time_by_its_size_and_without_a_size_only_between_two_reads() {
+        let upstreams = Upstreams::new(&config(&["api"], &[])).unwrap();
+        let target = upstreams.find("/v1/files/upload").unwrap();
+        let seconds = |length| {
+            target
+                .timeouts(Limit::BySize, length)
+                .total
+                .map(|total| total.as_secs())
+        };
+        assert_eq!(seconds(Some(0)), Some(60));
+        assert_eq!(seconds(Some(16 << 20)), Some(60 + 1024));
+        assert_eq!(seconds(None), None);
+        let idle = target.timeouts(Limit::BySize, None).idle;
+        assert_eq!(idle, Some(Duration::from_secs(300)));
     }
 
     #[test]

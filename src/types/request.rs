@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::body::Body;
+use super::endpoint::{Endpoint, Slot};
+use super::failure::Failure;
 use super::ids::{Principal, Tags};
 use super::outcome::RouteClass;
 
@@ -157,9 +159,19 @@ impl BodySlot {
         }
     }
 
+    /// Gives back a body that was taken and of which nothing was used.
+    pub fn restore(&self, body: Body) {
+        *self.0.lock() = Some(body);
+    }
+
     /// Whether [`Self::take`] would give the body.
     pub fn is_available(&self) -> bool {
         self.0.lock().is_some()
+    }
+
+    /// Whether the body is there and has no content.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().as_ref().is_some_and(Body::is_empty)
     }
 }
 
@@ -193,4 +205,27 @@ pub struct FetchHead {
     pub timeouts: Timeouts,
     /// When the exchange must be over.
     pub deadline: Option<Instant>,
+}
+
+/// An attempt that came to no answer, with the replica at which it failed.
+#[derive(Debug)]
+pub struct FailedAttempt {
+    /// What went wrong.
+    pub failure: Failure,
+    /// The replica (by index in its upstream) that is to blame; `None` when none was tried.
+    pub replica: Option<usize>,
+}
+
+/// An attempt with the replica that was chosen for it.
+#[derive(Debug)]
+pub struct Dispatch {
+    /// What to fetch.
+    pub fetch: Arc<FetchHead>,
+    /// The body, taken when it is sent.
+    pub body: BodySlot,
+    /// The replica.
+    pub endpoint: Arc<Endpoint>,
+    /// The right to use it, held until the answer's last byte. A probe has none: then the exchange gets a
+    /// connection of its own that is closed afterwards.
+    pub slot: Option<Slot>,
 }

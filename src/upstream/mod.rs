@@ -1,1 +1,20 @@
-//! Stage `upstream`.
+//! Stage `upstream`: carries one exchange to the replica that routing chose.
+//!
+//! The leaf of the request path. It owns the connections (`pool`, `connector`, `connection`), decides what
+//! crosses the proxy (`headers`), streams both bodies with back-pressure and watches their time limits
+//! (`request_body`, `response_body`), and joins both sides after an `Upgrade` (`tunnel`).
+
+mod connection;
+mod connector;
+mod headers;
+mod metrics;
+mod pool;
+mod request_body;
+mod response_body;
+mod service;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
+pub use metrics::UpstreamMetrics;
+pub use service::Upstream;

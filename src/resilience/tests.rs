@@ -1,0 +1,148 @@
+//! Fetches whose attempts fail as a list says.
+//!
+//! Every attempt is recorded as it was made, so that a write that is sent twice cannot go unseen.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use parking_lot::Mutex;
+use tower::{Layer, Service, service_fn};
+
+use super::*;
+use crate::types::outcome::RouteClass;
+use crate::types::request::{Attempt, Client, FailedAttempt, FetchRequest, Lane, Timeouts, UpstreamId};
+use crate::types::time::Clock;
+use crate::types::{Body, Failure, FailureKind};
+
+fn fetch(method: Method, body: Body, total: Option<Duration>) -> FetchRequest {
+    FetchRequest {
+        parts: Request::builder().method(method).body(()).unwrap().into_parts().0,
+        body,
+        client: Client {
+            peer: "127.0.0.1:1".parse().unwrap(),
+            tls: false,
+            trusted: false,
+        },
+        upstream: UpstreamId(0),
+        class: RouteClass::Listing,
+        lane: Lane::Interactive,
+        timeouts: Timeouts { total, idle: None },
+        deadline: total.map(|total| Clock::System.now().monotonic + total),
+    }
+}
+
+struct Tried {
+    result: Result<Response<Body>, Failure>,
+    attempts: Vec<Attempt>,
+    retries: f64,
+}
+
+/// Runs `request` where attempt n fails as `fails[n]` says and any further one is answered. An attempt that
+/// says `sent` has taken the body. Each failure is put down to the replica of its number.
+async fn run(request: FetchRequest, fails: Vec<Failure>) -> Tried {
+    let registry = prometheus::Registry::new();
+    let attempts = Arc::new(Mutex::new(Vec::new()));
+    let seen = attempts.clone();
+    let inner = service_fn(move |attempt: Attempt| {
+        let number = attempt.number as usize;
+        let failure = fails.get(number).cloned();
+        seen.lock().push(attempt.clone());
+        async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match failure {
+                Some(failure) => {
+                    if failure.sent {
+                        attempt.body.take();
+                    }
+                    Err(FailedAttempt {
+                        failure,
+                        replica: Some(number),
+                    })
+                }
+                None => Ok(Response::new(attempt.body.take().unwrap())),
+            }
+        }
+    });
+    let layer = RetryLayer::new(Clock::System, RetryMetrics::register(&registry).unwrap());
+    let result = layer.layer(inner).call(request).await;
+    let attempts = attempts.lock().clone();
+    let families = registry.gather();
+    let retries = families[0]
+        .get_metric()
+        .iter()
+        .map(|m| m.get_counter().get_value())
+        .sum();
+    Tried {
+        result,
+        attempts,
+        retries,
+    }
+}
+
+fn failure(kind: FailureKind) -> Failure {
+    Failure::new(kind, "")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_not_sent_is_tried_again_elsewhere_with_its_body() {
+    let body = Body::from(Bytes::from_static(b"{}"));
+    let fails = vec![
+        failure(FailureKind::ConnectFailed),
+        failure(FailureKind::ConnectTimeout),
+    ];
+    let tried = run(fetch(Method::POST, body, None), fails).await;
+    assert!(!tried.result.unwrap().body().is_empty());
+    let avoid: Vec<_> = tried
+        .attempts
+        .iter()
+        .map(|a| (a.number, a.avoid.to_vec()))
+        .collect();
+    assert_eq!(avoid, [(0, vec![]), (1, vec![0]), (2, vec![0, 1])]);
+    assert_eq!(tried.retries, 2.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_sent_is_never_sent_again() {
+    for body in [Body::Empty, Body::from(Bytes::from_static(b"{}"))] {
+        let fails = vec![failure(FailureKind::UpstreamReset).sent()];
+        let tried = run(fetch(Method::POST, body, None), fails).await;
+        assert_eq!(tried.result.unwrap_err().kind, FailureKind::UpstreamReset);
+        assert_eq!((tried.attempts.len(), tried.retries), (1, 0.0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_is_tried_again_when_its_connection_broke() {
+    let fails = vec![failure(FailureKind::UpstreamReset).sent(); 2];
+    let tried = run(fetch(Method::GET, Body::Empty, None), fails).await;
+    assert!(tried.result.is_ok());
+    assert_eq!(tried.attempts.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_whose_body_is_gone_is_not_tried_again() {
+    let body = Body::from(Bytes::from_static(b"{}"));
+    let fails = vec![failure(FailureKind::UpstreamReset).sent()];
+    let tried = run(fetch(Method::GET, body, None), fails).await;
+    assert!(tried.result.is_err());
+    assert_eq!(tried.attempts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_attempts_are_all() {
+    let fails = vec![failure(FailureKind::ConnectFailed); 9];
+    let tried = run(fetch(Method::GET, Body::Empty, None), fails).await;
+    assert_eq!(tried.result.unwrap_err().kind, FailureKind::ConnectFailed);
+    assert_eq!((tried.attempts.len(), tried.retries), (3, 2.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_attempt_begins_after_the_deadline() {
+    let fails = vec![failure(FailureKind::ConnectFailed); 9];
+    let total = Some(Duration::from_millis(1500));
+    let tried = run(fetch(Method::GET, Body::Empty, total), fails).await;
+    assert!(tried.result.is_err());
+    assert_eq!(tried.attempts.len(), 2);
+}

@@ -1,0 +1,113 @@
+//! What the rest of the program may see of routing, and start.
+//!
+//! The administrative listener shows the snapshot; the program's start and end switch the background work.
+//! Requests do not come through here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::Response;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use super::pool::Pool;
+use super::probe;
+use crate::config::upstreams::HealthCheckConfig;
+use crate::types::request::Dispatch;
+use crate::types::time::Clock;
+use crate::types::{Body, Failure};
+
+/// A view of all upstreams, and the switch of their background work.
+#[derive(Clone)]
+pub struct RoutingControl {
+    pub(super) pools: Arc<[Arc<Pool>]>,
+    pub(super) checks: Arc<[HealthCheckConfig]>,
+    pub(super) clock: Clock,
+}
+
+/// One upstream at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct UpstreamStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Requests that wait for a slot.
+    pub queue: usize,
+    /// The most that ever waited at once since the start.
+    pub longest_queue: usize,
+    /// Its replicas, standby replicas last.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// One replica at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ReplicaStatus {
+    /// As configured.
+    pub url: String,
+    /// Whether it serves only when no other can.
+    pub standby: bool,
+    /// Whether it is in use.
+    pub healthy: bool,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Requests that may be in flight.
+    pub slots: usize,
+    /// Failures since the last success.
+    pub consecutive_failures: u32,
+    /// The addresses of its name.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl RoutingControl {
+    /// All upstreams in name order.
+    pub fn snapshot(&self) -> Vec<UpstreamStatus> {
+        self.pools.iter().map(|pool| status(pool)).collect()
+    }
+
+    /// Starts the probes, which go through `upstream`, and the look-ups of names. They end with `token`.
+    pub fn spawn_background<S>(&self, upstream: &S, token: &CancellationToken, tracker: &TaskTracker)
+    where
+        S: Service<Dispatch, Response = Response<Body>, Error = Failure> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+    {
+        for (pool, check) in self.pools.iter().zip(self.checks.iter()) {
+            for index in 0..pool.replicas.len() {
+                let probing = probe::probe(
+                    pool.clone(),
+                    index,
+                    check.clone(),
+                    upstream.clone(),
+                    self.clock.clone(),
+                );
+                tracker.spawn(token.clone().run_until_cancelled_owned(probing));
+                if !pool.replicas[index].endpoint.is_literal() {
+                    let looking = probe::keep_looking_up(pool.clone(), index, self.clock.clone());
+                    tracker.spawn(token.clone().run_until_cancelled_owned(looking));
+                }
+            }
+        }
+    }
+}
+
+fn status(pool: &Pool) -> UpstreamStatus {
+    let (in_flight, queue, longest_queue) = pool.load();
+    let replicas = pool
+        .replicas
+        .iter()
+        .zip(in_flight)
+        .map(|(replica, in_flight)| ReplicaStatus {
+            url: replica.url.clone(),
+            standby: replica.standby,
+            healthy: replica.is_healthy(),
+            in_flight,
+            slots: pool.slots,
+            consecutive_failures: replica.consecutive_failures(),
+            addresses: replica.endpoint.addresses().to_vec(),
+        });
+    UpstreamStatus {
+        name: pool.name.clone(),
+        queue,
+        longest_queue,
+        replicas: replicas.collect(),
+    }
+}

@@ -1,0 +1,229 @@
+//! The middleware: gives an attempt its replica and learns from what comes back.
+//!
+//! A head that comes back is a success, a connection that fails or breaks before one is a failure. What becomes
+//! of the body is not judged here.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Response;
+use tower::{Layer, Service};
+
+use super::balance;
+use super::control::RoutingControl;
+use super::health::{Event, Health};
+use super::metrics::RoutingMetrics;
+use super::pool::Pool;
+use super::replica::Replica;
+use super::resolve::{Resolve, SystemResolver};
+use crate::config::Upstreams;
+use crate::types::endpoint::{Endpoint, Slot};
+use crate::types::outcome::Phases;
+use crate::types::request::{Attempt, Dispatch, FailedAttempt, UpstreamId};
+use crate::types::time::Clock;
+use crate::types::{Body, Failure, FailureKind};
+
+/// The longest wait for a slot of a request that has no deadline.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A time-out is held against a replica only if it had the request for this long: the time may have gone
+/// while the request waited for a slot.
+const FAIR_CHANCE: Duration = Duration::from_secs(1);
+
+/// Puts [`Routing`] before a service that speaks to one replica.
+#[derive(Clone)]
+pub struct RoutingLayer {
+    pools: Arc<[Arc<Pool>]>,
+    clock: Clock,
+}
+
+impl RoutingLayer {
+    /// Prepares the replicas of `config`; nothing runs yet (see [`RoutingControl::spawn_background`]).
+    ///
+    /// # Errors
+    /// When a replica's URL or a probe's path cannot be read.
+    pub fn new(
+        config: &Upstreams,
+        clock: Clock,
+        metrics: &RoutingMetrics,
+    ) -> Result<(Self, RoutingControl), String> {
+        Self::with_resolver(
+            config,
+            clock,
+            metrics,
+            &(Arc::new(SystemResolver) as Arc<dyn Resolve>),
+        )
+    }
+
+    pub(super) fn with_resolver(
+        config: &Upstreams,
+        clock: Clock,
+        metrics: &RoutingMetrics,
+        resolver: &Arc<dyn Resolve>,
+    ) -> Result<(Self, RoutingControl), String> {
+        let mut pools = Vec::new();
+        for (index, (name, upstream)) in config.iter().enumerate() {
+            let check = &upstream.health_check;
+            if !check.path.starts_with('/') || check.path.parse::<http::Uri>().is_err() {
+                return Err(format!(
+                    "the health check path `{}` of `{name}` is not a path",
+                    check.path
+                ));
+            }
+            let mut replicas = Vec::new();
+            for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
+                let endpoint = Endpoint::parse(UpstreamId(index), place, &from.url)?;
+                let metrics = metrics.replica(name, &endpoint.authority());
+                replicas.push(Replica::new(
+                    from.url.clone(),
+                    place >= upstream.replicas.len(),
+                    endpoint,
+                    Health::new(check.unhealthy_after, check.healthy_after),
+                    resolver.clone(),
+                    metrics,
+                ));
+            }
+            pools.push(Arc::new(Pool::new(
+                name.clone(),
+                replicas,
+                upstream.connections.usable(),
+                upstream.connections.queue,
+                metrics.queue(name),
+                balance::build(upstream.balance.policy),
+            )));
+        }
+        let pools: Arc<[Arc<Pool>]> = pools.into();
+        let control = RoutingControl {
+            pools: pools.clone(),
+            checks: config
+                .values()
+                .map(|upstream| upstream.health_check.clone())
+                .collect(),
+            clock: clock.clone(),
+        };
+        Ok((Self { pools, clock }, control))
+    }
+}
+
+impl<S> Layer<S> for RoutingLayer {
+    type Service = Routing<S>;
+
+    fn layer(&self, inner: S) -> Routing<S> {
+        Routing {
+            inner,
+            pools: self.pools.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+}
+
+/// Chooses a replica, waits for a slot of it, and passes the attempt on.
+#[derive(Clone)]
+pub struct Routing<S> {
+    inner: S,
+    pools: Arc<[Arc<Pool>]>,
+    clock: Clock,
+}
+
+impl<S> Service<Attempt> for Routing<S>
+where
+    S: Service<Dispatch, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = FailedAttempt;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, FailedAttempt>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), FailedAttempt>> {
+        self.inner.poll_ready(cx).map_err(nowhere)
+    }
+
+    fn call(&mut self, attempt: Attempt) -> Self::Future {
+        let waiting = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, waiting);
+        let pool = self.pools.get(attempt.fetch.upstream.0).cloned();
+        let clock = self.clock.clone();
+        Box::pin(async move {
+            let pool = pool
+                .filter(|pool| pool.replicas.iter().any(|replica| !replica.standby))
+                .ok_or_else(|| {
+                    nowhere(Failure::new(
+                        FailureKind::NoReplica,
+                        "the upstream has no replicas",
+                    ))
+                })?;
+            route(inner, &pool, attempt, &clock).await
+        })
+    }
+}
+
+fn nowhere(failure: Failure) -> FailedAttempt {
+    FailedAttempt {
+        failure,
+        replica: None,
+    }
+}
+
+async fn route<S>(
+    mut inner: S,
+    pool: &Arc<Pool>,
+    attempt: Attempt,
+    clock: &Clock,
+) -> Result<Response<Body>, FailedAttempt>
+where
+    S: Service<Dispatch, Response = Response<Body>, Error = Failure>,
+{
+    let asked = clock.now().monotonic;
+    let deadline = attempt.fetch.deadline;
+    let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
+    let taken = pool.take(&attempt.avoid, limit).await.map_err(nowhere)?;
+    let place = taken.replica;
+    let replica = &pool.replicas[place];
+    let started = clock.now().monotonic;
+    if replica.endpoint.addresses().is_empty() {
+        replica.look_up(started, deadline, clock).await;
+    }
+    let result = inner
+        .call(Dispatch {
+            fetch: attempt.fetch,
+            body: attempt.body,
+            endpoint: replica.endpoint.clone(),
+            slot: Some(Slot::new(taken)),
+        })
+        .await;
+    replica
+        .metrics
+        .dispatched(result.as_ref().err().map(|failure| failure.kind));
+    match result {
+        Ok(mut response) => {
+            pool.learn(place, Event::RequestOk);
+            let phases = response.extensions_mut().get_or_insert_default::<Phases>();
+            phases.queue = started - asked;
+            Ok(response)
+        }
+        Err(failure) => {
+            let to_blame = match failure.kind {
+                FailureKind::ConnectFailed | FailureKind::ConnectTimeout | FailureKind::UpstreamReset => true,
+                FailureKind::UpstreamTimeout => clock.now().monotonic - started >= FAIR_CHANCE,
+                _ => false,
+            };
+            if to_blame {
+                pool.learn(place, Event::RequestFailed);
+                replica.probe_soon.notify_one();
+            }
+            if matches!(
+                failure.kind,
+                FailureKind::ConnectFailed | FailureKind::ConnectTimeout
+            ) {
+                // The replica may have been replaced: the next attempt should know where it is now.
+                replica.look_up(started, deadline, clock).await;
+            }
+            Err(FailedAttempt {
+                failure,
+                replica: Some(place),
+            })
+        }
+    }
+}

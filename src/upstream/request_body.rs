@@ -1,0 +1,101 @@
+//! The request's body on its way up, with a record of how far it came.
+//!
+//! hyper pulls it as fast as the socket takes it, so the client is slowed to the upstream's pace. The record
+//! outlives the body: it keeps the failure that ended it (a client that left is not the upstream's fault) and
+//! tells when it last moved.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::types::time::Clock;
+use crate::types::{Body, Failure};
+
+/// How far a request's body came.
+#[derive(Debug, Clone)]
+pub(super) struct Progress(Arc<Mutex<Record>>);
+
+#[derive(Debug)]
+struct Record {
+    moved: Instant,
+    complete: bool,
+    failure: Option<Failure>,
+}
+
+impl Progress {
+    /// When the body last moved; the start of the exchange before that.
+    pub(super) fn moved(&self) -> Instant {
+        self.0.lock().moved
+    }
+
+    /// Whether all of it was taken.
+    pub(super) fn is_complete(&self) -> bool {
+        self.0.lock().complete
+    }
+
+    /// What ended it early.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        self.0.lock().failure.clone()
+    }
+}
+
+/// A request's body that keeps [`Progress`].
+pub(super) struct RequestBody {
+    inner: Body,
+    progress: Progress,
+    clock: Clock,
+}
+
+impl RequestBody {
+    pub(super) fn new(inner: Body, clock: Clock) -> (Self, Progress) {
+        let progress = Progress(Arc::new(Mutex::new(Record {
+            moved: clock.now().monotonic,
+            complete: inner.is_empty(),
+            failure: None,
+        })));
+        let body = Self {
+            inner,
+            progress: progress.clone(),
+            clock,
+        };
+        (body, progress)
+    }
+
+    pub(super) fn into_inner(self) -> Body {
+        self.inner
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let mut record = self.progress.0.lock();
+        record.moved = self.clock.now().monotonic;
+        match &frame {
+            None => record.complete = true,
+            Some(Ok(frame)) => record.complete = frame.is_trailers() || self.inner.is_empty(),
+            Some(Err(failure)) => record.failure = Some(failure.clone()),
+        }
+        drop(record);
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,209 @@
+//! Drives one connection: finds out what the peer speaks, and ends it in time and in order.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use http::{Request, Response};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::access_log::Ledger;
+use super::link::Link;
+use super::listener::Slot;
+use super::metrics::Protocol;
+use super::screen::{Screen, ScreenSetup, Transport};
+use super::service::{self, Context};
+use crate::config::LimitsConfig;
+use crate::types::request::Client;
+use crate::types::{Body, Failure};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a peer may send on one HTTP/2 stream before it was read.
+const H2_WINDOW: u32 = 1 << 20;
+/// Header fields that hyper makes room for without allocating.
+const H1_FIELDS: usize = 100;
+/// hyper's own bound of a connection's buffers; ours lie below it.
+const H1_BUFFER: usize = 400 << 10;
+
+/// What all connections of the stage share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) limits: Arc<LimitsConfig>,
+    pub(super) ledger: Arc<Ledger>,
+    /// No new requests.
+    pub(super) drain: CancellationToken,
+    /// Nothing any more.
+    pub(super) stop: CancellationToken,
+}
+
+/// What a peer speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    /// Its first bytes will tell (HTTP/2 by prior knowledge, RFC 9113 section 3.3).
+    Unknown,
+    Http1,
+    Http2,
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn drive<IO, S>(
+    mut io: IO,
+    spoken: Spoken,
+    client: Client,
+    mut slot: Option<Slot>,
+    stack: S,
+    shared: &Shared,
+) where
+    IO: Transport,
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let mut prefix = BytesMut::new();
+    let mut since = shared.ledger.clock.now().monotonic;
+    let spoken = match spoken {
+        Spoken::Unknown => {
+            let first = tokio::select! {
+                read = timeout(shared.limits.idle.0, io.read_buf(&mut prefix)) => read,
+                () = shared.drain.cancelled() => return,
+            };
+            if !matches!(first, Ok(Ok(1..))) {
+                return;
+            }
+            since = shared.ledger.clock.now().monotonic;
+            // A peer that stops in the middle of a preface is left to the judge of HTTP/1, which will find
+            // that its time is over.
+            let _ = timeout(shared.limits.header_read.0, read_preface(&mut io, &mut prefix)).await;
+            if prefix.starts_with(PREFACE) {
+                Spoken::Http2
+            } else {
+                Spoken::Http1
+            }
+        }
+        known => known,
+    };
+    let protocol = match spoken {
+        Spoken::Http2 => Protocol::H2,
+        Spoken::Http1 | Spoken::Unknown => Protocol::H1,
+    };
+    let gauge = shared.ledger.metrics.connection(protocol);
+    if let Some(slot) = &mut slot {
+        slot.gauge = Some(gauge);
+    }
+    let link = Arc::new(Link::default());
+    let setup = ScreenSetup {
+        limits: &shared.limits,
+        link: link.clone(),
+        clock: shared.ledger.clock.clone(),
+        stop: shared.stop.clone(),
+        slot,
+        prefix,
+        since,
+    };
+    let context = Arc::new(Context {
+        client,
+        link,
+        ledger: shared.ledger.clone(),
+        limits: shared.limits.clone(),
+    });
+    match protocol {
+        Protocol::H1 => drive_h1(Screen::judging(io, setup), stack, context, shared).await,
+        Protocol::H2 => drive_h2(Screen::passing(io, setup), stack, context, shared).await,
+    }
+}
+
+async fn read_preface<IO: Transport>(io: &mut IO, prefix: &mut BytesMut) {
+    while prefix.len() < PREFACE.len()
+        && PREFACE.starts_with(prefix)
+        && matches!(io.read_buf(prefix).await, Ok(1..))
+    {}
+}
+
+async fn drive_h1<IO, S>(screen: Screen<IO>, stack: S, context: Arc<Context>, shared: &Shared)
+where
+    IO: Transport,
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let limits = &shared.limits;
+    let service = service_fn(move |request| service::serve(context.clone(), stack.clone(), request));
+    let mut builder = http1::Builder::new();
+    let head_bytes = limits.header_bytes.0.saturating_add(limits.uri_bytes.0);
+    let head_bytes = usize::try_from(head_bytes).unwrap_or(usize::MAX);
+    builder
+        .timer(TokioTimer::new())
+        // The screen has its own, which answers.
+        .header_read_timeout(None)
+        .title_case_headers(true)
+        .max_buf_size(head_bytes.saturating_mul(2).max(H1_BUFFER));
+    if limits.header_count > H1_FIELDS {
+        builder.max_headers(limits.header_count);
+    }
+    let connection = builder
+        .serve_connection(TokioIo::new(screen), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        // First the connection: a request that is here when the drain begins is served.
+        biased;
+        ended = connection.as_mut() => ended,
+        () = shared.drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+async fn drive_h2<IO, S>(screen: Screen<IO>, stack: S, context: Arc<Context>, shared: &Shared)
+where
+    IO: Transport,
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let limits = &shared.limits;
+    let idle = limits.idle.0;
+    let link = context.link.clone();
+    let opened = shared.ledger.clock.now().monotonic;
+    let service = service_fn(move |request| service::serve(context.clone(), stack.clone(), request));
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let list_bytes = limits.header_bytes.0.saturating_add(limits.uri_bytes.0);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(H2_WINDOW)
+        .initial_connection_window_size(4 * H2_WINDOW)
+        .max_concurrent_streams(limits.h2_streams)
+        .max_pending_accept_reset_streams(limits.h2_resets)
+        .max_local_error_reset_streams(limits.h2_resets)
+        .max_header_list_size(u32::try_from(list_bytes.saturating_mul(4)).unwrap_or(u32::MAX))
+        .keep_alive_interval(idle)
+        .keep_alive_timeout(limits.header_read.0);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(screen), service));
+    let mut draining = false;
+    loop {
+        let rested = link.resting_since(opened);
+        let now = shared.ledger.clock.now().monotonic;
+        let left = rested.map_or(idle, |since| (since + idle).saturating_duration_since(now));
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection broke");
+                }
+                return;
+            }
+            () = shared.drain.cancelled(), if !draining => draining = true,
+            () = sleep(left), if !draining => match link.resting_since(opened) {
+                Some(since) if since + idle <= shared.ledger.clock.now().monotonic => draining = true,
+                _ => continue,
+            },
+        }
+        connection.as_mut().graceful_shutdown();
+    }
+}

@@ -1,0 +1,427 @@
+//! The I/O of a connection with a guard in front: raw HTTP/1 bytes are judged before hyper reads them.
+//!
+//! A head that is bad, too large or too slow is replaced by one harmless request for which `service` gives
+//! the refusal, and nothing is read after it; so answers to requests before it stay in order, and hyper
+//! writes and closes. Good bytes are judged where they lie, in hyper's buffer; only parts of heads are kept
+//! here. The idle time, the head's time and the time of a write that does not move are measured here too.
+//!
+//! `framer` decides, `head` and `chunked` know the syntax, `link` leads to the service.
+
+mod chunked;
+mod framer;
+mod head;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use self::framer::{Fault, Framer};
+pub(super) use self::head::HeadLimits;
+use super::link::Link;
+use super::listener::Slot;
+use crate::config::LimitsConfig;
+use crate::types::time::Clock;
+use crate::types::{Failure, FailureKind};
+
+/// Bytes read at once while a head is incomplete.
+const PIECE: usize = 4096;
+/// Bytes kept while it is open whether they are HTTP.
+const UNDECIDED_BYTES: usize = 64 << 10;
+/// How long a peer that is still sending is listened to after the last answer, so that it can read it:
+/// closing earlier would make the kernel throw the answer away.
+const LINGER: Duration = Duration::from_secs(5);
+
+const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+const REFUSED_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+
+/// A byte stream to a peer.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// Makes the coming close an abort that the peer can tell from an orderly end.
+    fn abort(&self) {}
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// HTTP/1 that is judged.
+    Judged,
+    /// Another protocol of this proxy: passed on as it is.
+    Passing,
+    /// The two peers' own protocol after an upgrade: passed on, and not timed.
+    Tunnel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Overdue {
+    Head,
+    Idle,
+    Write,
+}
+
+/// See the module.
+pub(super) struct Screen<IO: Transport> {
+    io: IO,
+    mode: Mode,
+    framer: Framer,
+    /// Bytes read from the peer and not handed on; the first `ready` of them may be.
+    stash: BytesMut,
+    ready: usize,
+    refused: bool,
+    broken: bool,
+    link: Arc<Link>,
+    clock: Clock,
+    header_read: Duration,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+    /// The number of the incomplete head and when its first byte came.
+    head_since: Option<(u64, Instant)>,
+    moved: Instant,
+    blocked_since: Option<Instant>,
+    linger: Option<Pin<Box<Sleep>>>,
+    stop: CancellationToken,
+    stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// The place among the connections; an upgraded one keeps it.
+    _slot: Option<Slot>,
+}
+
+/// What a [`Screen`] needs to know beside its I/O.
+pub(super) struct ScreenSetup<'a> {
+    pub(super) limits: &'a LimitsConfig,
+    pub(super) link: Arc<Link>,
+    pub(super) clock: Clock,
+    pub(super) stop: CancellationToken,
+    pub(super) slot: Option<Slot>,
+    /// Bytes that were already read from the peer, and when the first one came.
+    pub(super) prefix: BytesMut,
+    pub(super) since: Instant,
+}
+
+impl<IO: Transport> Screen<IO> {
+    /// Judges HTTP/1.
+    pub(super) fn judging(io: IO, setup: ScreenSetup<'_>) -> Self {
+        let mut screen = Self::passing(io, setup);
+        screen.mode = Mode::Judged;
+        screen.ready = 0;
+        screen.judge_stash();
+        screen
+    }
+
+    /// Hands all bytes on, as HTTP/2 has framing of its own.
+    pub(super) fn passing(io: IO, setup: ScreenSetup<'_>) -> Self {
+        let idle = setup.limits.idle.0;
+        Self {
+            io,
+            mode: Mode::Passing,
+            framer: Framer::new(HeadLimits::new(setup.limits)),
+            ready: setup.prefix.len(),
+            head_since: (!setup.prefix.is_empty()).then_some((0, setup.since)),
+            stash: setup.prefix,
+            refused: false,
+            broken: false,
+            link: setup.link,
+            moved: setup.since,
+            clock: setup.clock,
+            header_read: setup.limits.header_read.0,
+            idle,
+            timer: Box::pin(sleep(idle)),
+            blocked_since: None,
+            linger: None,
+            stop: setup.stop,
+            stopped: None,
+            _slot: setup.slot,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.clock.now().monotonic
+    }
+
+    fn judge_stash(&mut self) {
+        let scan = self.framer.scan(&self.stash);
+        self.ready = scan.pass;
+        self.settle(scan.fault);
+    }
+
+    /// Acts on what was found behind the ready bytes.
+    fn settle(&mut self, fault: Option<Fault>) {
+        match fault {
+            Some(Fault::Head(failure)) => self.refuse(failure),
+            Some(Fault::Body(failure)) => {
+                self.link.break_body(failure);
+                self.broken = true;
+                self.stash.truncate(self.ready);
+            }
+            None if self.framer.in_head() && self.stash.len() > self.ready => {
+                let number = self.framer.heads();
+                if self.head_since.is_none_or(|(head, _)| head != number) {
+                    self.head_since = Some((number, self.now()));
+                }
+            }
+            None => self.head_since = None,
+        }
+    }
+
+    fn refuse(&mut self, failure: Failure) {
+        let bad = self.stash[self.ready..].trim_ascii_start();
+        let instead = if bad.starts_with(b"HEAD ") {
+            REFUSED_HEAD
+        } else {
+            REFUSED
+        };
+        self.stash.truncate(self.ready);
+        self.stash.extend_from_slice(instead);
+        self.ready = self.stash.len();
+        self.link.refuse(self.framer.heads(), failure);
+        self.refused = true;
+        self.head_since = None;
+    }
+
+    fn deadline(&self, now: Instant) -> (Instant, Overdue) {
+        let never = (now + self.idle.max(Duration::from_secs(1)), Overdue::Idle);
+        let write = self
+            .blocked_since
+            .map(|since| (since + self.idle, Overdue::Write));
+        let read = match self.mode {
+            Mode::Judged if !self.refused && !self.framer.is_undecided() => match self.head_since {
+                Some((_, since)) => Some((since + self.header_read, Overdue::Head)),
+                None if self.framer.in_head() => self
+                    .link
+                    .resting_since(self.moved)
+                    .map(|rested| (rested.max(self.moved) + self.idle, Overdue::Idle)),
+                None => None,
+            },
+            _ => None,
+        };
+        [write, read]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
+            .unwrap_or(never)
+    }
+
+    /// What has taken too long; otherwise sees to it that the task is woken in time.
+    fn overdue(&mut self, cx: &mut Context<'_>) -> Option<Overdue> {
+        loop {
+            let now = self.now();
+            let (deadline, what) = self.deadline(now);
+            if now >= deadline {
+                return Some(what);
+            }
+            if self.timer.is_elapsed() || deadline < self.timer.deadline() {
+                self.timer.as_mut().reset(deadline);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return None;
+            }
+        }
+    }
+
+    fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
+        let len = self.ready.min(buf.remaining());
+        buf.put_slice(&self.stash[..len]);
+        self.stash.advance(len);
+        self.ready -= len;
+        if self.stash.is_empty() {
+            // A long head must not keep its memory for as long as the connection lasts.
+            self.stash = BytesMut::new();
+        }
+    }
+
+    /// Reads from the peer, either straight into `buf` or behind what is stashed, and judges it. `Ready`
+    /// with `true` is the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+        if self.stash.is_empty() {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+            let fresh = &buf.filled()[before..];
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            let scan = self.framer.scan(fresh);
+            self.stash.extend_from_slice(&fresh[scan.pass..]);
+            buf.set_filled(before + scan.pass);
+            self.settle(scan.fault);
+        } else {
+            let mut piece = [0; PIECE];
+            let mut piece = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut piece))?;
+            if piece.filled().is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            self.stash.extend_from_slice(piece.filled());
+            self.judge_stash();
+        }
+        self.moved = self.now();
+        Poll::Ready(Ok(false))
+    }
+
+    fn poll_judged(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        loop {
+            if self.ready > 0 {
+                self.hand_over(buf);
+            }
+            if buf.filled().len() > before || buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if self.broken {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            if self.framer.is_undecided()
+                && let Poll::Ready(agreed) = self.link.poll_upgrade(cx)
+            {
+                if agreed {
+                    self.mode = Mode::Tunnel;
+                    self.ready = self.stash.len();
+                    return self.poll_passed(cx, buf);
+                }
+                self.framer.resume();
+                self.judge_stash();
+                continue;
+            }
+            let full = self.framer.is_undecided() && self.stash.len() >= UNDECIDED_BYTES;
+            if !self.refused
+                && !full
+                && let Poll::Ready(end) = self.poll_fill(cx, buf)?
+            {
+                if end {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            match self.overdue(cx) {
+                None => return Poll::Pending,
+                Some(Overdue::Idle) => return Poll::Ready(Ok(())),
+                Some(Overdue::Write) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Some(Overdue::Head) => self.refuse(Failure::new(
+                    FailureKind::RequestTimeout,
+                    format!(
+                        "the request head took longer than {} ms",
+                        self.header_read.as_millis()
+                    ),
+                )),
+            }
+        }
+    }
+
+    fn poll_passed(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ready > 0 {
+            self.hand_over(buf);
+            return Poll::Ready(Ok(()));
+        }
+        if self.mode == Mode::Tunnel {
+            let stop = &self.stop;
+            let stopped = self
+                .stopped
+                .get_or_insert_with(|| Box::pin(stop.clone().cancelled_owned()));
+            if stopped.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+
+    fn note_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        wrote: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.mode == Mode::Tunnel {
+            return wrote;
+        }
+        match wrote {
+            Poll::Ready(result) => {
+                self.blocked_since = None;
+                self.moved = self.now();
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                let now = self.now();
+                self.blocked_since.get_or_insert(now);
+                match self.overdue(cx) {
+                    Some(Overdue::Write) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                    _ => Poll::Pending,
+                }
+            }
+        }
+    }
+
+    /// Whether the peer may have sent what nobody has read.
+    fn is_mid_message(&self) -> bool {
+        self.mode == Mode::Judged
+            && (self.refused || self.broken || !self.stash.is_empty() || !self.framer.in_head())
+    }
+}
+
+impl<IO: Transport> AsyncRead for Screen<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match this.mode {
+            Mode::Judged => this.poll_judged(cx, buf),
+            Mode::Passing | Mode::Tunnel => this.poll_passed(cx, buf),
+        }
+    }
+}
+
+impl<IO: Transport> AsyncWrite for Screen<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.note_write(cx, wrote)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.note_write(cx, wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if !this.is_mid_message() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let until = this.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut piece = [0; PIECE];
+        loop {
+            if until.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut unread = ReadBuf::new(&mut piece);
+            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut unread)) {
+                Ok(()) if !unread.filled().is_empty() => {}
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl<IO: Transport> Drop for Screen<IO> {
+    fn drop(&mut self) {
+        if self.link.is_reset() {
+            self.io.abort();
+        }
+    }
+}

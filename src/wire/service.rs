@@ -1,0 +1,172 @@
+//! What hyper calls for each request: hands it to the stages in the one shape that they know, turns a
+//! failure into an answer, and keeps the record.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tower::ServiceExt;
+
+use super::access_log::{Ledger, Record};
+use super::inbound::{self, Watch};
+use super::limits;
+use super::link::{Active, Link};
+use super::outgoing::Outgoing;
+use super::respond::failure_response;
+use super::screen::HeadLimits;
+use crate::config::LimitsConfig;
+use crate::types::failure::Origin;
+use crate::types::request::Client;
+use crate::types::{Body, Failure, FailureKind, Outcome};
+
+/// What the requests of one connection share.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) client: Client,
+    pub(super) link: Arc<Link>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) limits: Arc<LimitsConfig>,
+}
+
+/// The service of one connection, for `hyper::service::service_fn`.
+pub(super) async fn serve<S>(
+    context: Arc<Context>,
+    stack: S,
+    request: Request<Incoming>,
+) -> Result<Response<Outgoing>, Infallible>
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Failure>,
+{
+    let refusal = context.link.begin();
+    let (mut parts, incoming) = request.into_parts();
+    let active = Active::new(context.link.clone(), context.ledger.clock.clone());
+    let peer = context.client.ip();
+    let record = Record::new(
+        &context.ledger,
+        active,
+        peer,
+        &parts.method,
+        parts.version,
+        &parts.headers,
+    );
+    let (method, version) = (parts.method.clone(), parts.version);
+    let prepared = match refusal {
+        Some(failure) => Err(failure),
+        None => prepare(&mut parts, &context),
+    };
+    let may_upgrade = parts.extensions.get::<OnUpgrade>().is_some();
+    let asked = version == Version::HTTP_11 && parts.headers.contains_key(UPGRADE);
+    if asked && !may_upgrade {
+        parts.headers.remove(UPGRADE);
+    }
+    let (body, watch) = inbound::body(incoming, &context.link, &context.ledger.clock, &context.limits);
+    let result = match prepared {
+        Ok(()) => stack.oneshot(Request::from_parts(parts, body)).await,
+        Err(failure) => {
+            drop(body);
+            Err(failure)
+        }
+    };
+    let result = result.and_then(|response| check_response(response, may_upgrade));
+    if asked {
+        let agreed = result
+            .as_ref()
+            .is_ok_and(|response| response.status() == StatusCode::SWITCHING_PROTOCOLS);
+        context.link.decide_upgrade(agreed);
+    }
+    Ok(finish(result, record, &watch, &method, version, &context))
+}
+
+/// Gives the head the shape that the stages expect.
+fn prepare(parts: &mut Parts, context: &Context) -> Result<(), Failure> {
+    if parts.version == Version::HTTP_2 {
+        limits::check_h2(parts, &HeadLimits::new(&context.limits))?;
+    } else {
+        limits::to_origin_form(parts);
+    }
+    // An upgrade may be ignored (RFC 9110 section 7.8). Others than WebSocket would carry requests past
+    // this proxy unseen (h2c), so the upstream is not asked.
+    let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    if !parts.headers.get(UPGRADE).is_some_and(is_websocket) {
+        parts.extensions.remove::<OnUpgrade>();
+    }
+    parts.extensions.insert(context.client);
+    Ok(())
+}
+
+fn check_response(response: Response<Body>, may_upgrade: bool) -> Result<Response<Body>, Failure> {
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if response.status().is_informational() && !(switching && may_upgrade) {
+        return Err(Failure::new(
+            FailureKind::UpstreamReset,
+            "the upstream answered with a status that ends nothing",
+        ));
+    }
+    Ok(response)
+}
+
+fn finish(
+    result: Result<Response<Body>, Failure>,
+    mut record: Record,
+    watch: &Watch,
+    method: &Method,
+    version: Version,
+    context: &Context,
+) -> Response<Outgoing> {
+    let failed = result.is_err();
+    let mut response = match result {
+        Ok(response) => {
+            record.outcome = response.extensions().get::<Outcome>().copied();
+            response
+        }
+        Err(mut failure) => {
+            // A stage further on sees only that the body broke off; here it is known why.
+            if let Some(cause) = watch.failure() {
+                failure = Failure {
+                    sent: failure.sent,
+                    outcome: failure.outcome,
+                    ..cause
+                };
+            }
+            record.outcome = failure.outcome;
+            if failure.kind.origin() != Origin::Upstream {
+                context.ledger.metrics.count_rejected(failure.kind);
+            }
+            failure_response(&failure)
+        }
+    };
+    record.status = response.status().as_u16();
+    let unread = watch.is_abandoned() || failed && !watch.is_complete();
+    if unread && version < Version::HTTP_2 {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if method == Method::HEAD {
+        let length = response.body().size_hint().exact();
+        let headers = response.headers_mut();
+        if let Some(length) = length.filter(|length| *length > 0)
+            && !headers.contains_key(TRANSFER_ENCODING)
+        {
+            headers
+                .entry(CONTENT_LENGTH)
+                .or_insert_with(|| HeaderValue::from(length));
+        }
+        *response.body_mut() = Body::Empty;
+    }
+    let is_event_stream = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    if is_event_stream && matches!(response.body(), Body::Stream(_)) {
+        record.stream = Some(context.ledger.metrics.stream());
+    }
+    // Without chunks, the content of an HTTP/1.0 answer may end with the connection.
+    let reset = (version == Version::HTTP_10).then(|| context.link.clone());
+    response.map(|body| Outgoing::new(body, record, reset))
+}
