@@ -9,4 +9,5 @@
     reason = "nothing reaches into a test, and over real sockets time is real"
 )]
 
+mod captures;
 mod support;
