@@ -204,5 +204,9 @@ fn base64(text: &str) -> Vec<u8> {
 fn the_recording_has_all_its_exchanges() {
     assert_eq!(all().len(), 678);
     assert_eq!(base64("aGVsbG8sIHdvcmxkIQ=="), b"hello, world!");
-    assert!(all().iter().all(|record| record.request.starts_with(record.method.as_bytes())));
+    assert!(
+        all()
+            .iter()
+            .all(|record| record.request.starts_with(record.method.as_bytes()))
+    );
 }

@@ -40,7 +40,10 @@ pub async fn serve(mut config: Config, access: AccessLog) -> Served {
     config.log.format = LogFormat::Json;
     config.log.access = access;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let file = std::env::temp_dir().join(format!("dify-edge-behaviour-{}-{number}.yaml", std::process::id()));
+    let file = std::env::temp_dir().join(format!(
+        "dify-edge-behaviour-{}-{number}.yaml",
+        std::process::id()
+    ));
     // YAML reads JSON.
     std::fs::write(&file, serde_json::to_string(&config).expect("a configuration")).expect("a file");
     let mut child = Command::new(env!("CARGO_BIN_EXE_dify-edge"))
@@ -68,9 +71,12 @@ pub async fn serve(mut config: Config, access: AccessLog) -> Served {
         }
         let _ = end.send(true);
     });
-    let found = *within("the program to listen", listening.wait_for(|(clients, admin)| clients.is_some() && admin.is_some()))
-        .await
-        .unwrap_or_else(|_| panic!("the program did not start: {}", log.lock()));
+    let found = *within(
+        "the program to listen",
+        listening.wait_for(|(clients, admin)| clients.is_some() && admin.is_some()),
+    )
+    .await
+    .unwrap_or_else(|_| panic!("the program did not start: {}", log.lock()));
     Served {
         address: found.0.expect("clients"),
         admin: found.1.expect("admin"),

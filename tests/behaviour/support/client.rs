@@ -220,7 +220,8 @@ impl Client {
 
 fn status_of(head: &Head) -> u16 {
     let code = head.line.split(' ').nth(1).unwrap_or_default();
-    code.parse().unwrap_or_else(|_| panic!("not a status line: {}", head.line))
+    code.parse()
+        .unwrap_or_else(|_| panic!("not a status line: {}", head.line))
 }
 
 fn answer(head: &Head, interim: Vec<u16>) -> Answer {

@@ -160,7 +160,11 @@ impl Origin {
             counts: watch::Sender::new(Counts::default()),
         });
         let task = tokio::spawn(accept(listener, shared.clone()));
-        Self { address, shared, task }
+        Self {
+            address,
+            shared,
+            task,
+        }
     }
 
     /// The requests so far, probes of the health check left out.
@@ -191,7 +195,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     // Connections end with the origin, as those of a killed process do.
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            return;
+        };
         let mut number = 0;
         shared.counts.send_modify(|counts| {
             counts.connections += 1;
@@ -228,14 +234,19 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, connection: usize) {
             trailers: Fields::new(),
         };
         if seen.field("user-agent") == Some("dify-edge-probe") {
-            if send(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.is_err() {
+            if send(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                .await
+                .is_err()
+            {
                 return;
             }
             continue;
         }
         shared.counts.send_modify(|counts| counts.heads += 1);
         let framing = head.framing().unwrap_or(Framing::Length(0));
-        let Ok(seen) = with_body(&mut stream, seen, framing, &shared).await else { return };
+        let Ok(seen) = with_body(&mut stream, seen, framing, &shared).await else {
+            return;
+        };
         if !shared.options.forget {
             shared.seen.lock().push(seen.clone());
         }

@@ -48,7 +48,9 @@ pub enum Framing {
 impl Head {
     /// As the fields say it; `None` without `Content-Length` and `Transfer-Encoding`.
     pub fn framing(&self) -> Option<Framing> {
-        if value(&self.fields, "transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        if value(&self.fields, "transfer-encoding")
+            .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+        {
             return Some(Framing::Chunked);
         }
         let length = value(&self.fields, "content-length")?;
@@ -163,7 +165,8 @@ impl<S: AsyncRead + Unpin> Buffered<S> {
     pub async fn chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
         let line = self.line().await?;
         let digits = line.split(';').next().unwrap_or_default();
-        let length = usize::from_str_radix(digits, 16).map_err(|_| io::Error::other(format!("not a chunk: {line}")))?;
+        let length = usize::from_str_radix(digits, 16)
+            .map_err(|_| io::Error::other(format!("not a chunk: {line}")))?;
         if length == 0 {
             return Ok(None);
         }
