@@ -10,4 +10,6 @@
 )]
 
 mod captures;
+mod coalescing;
+mod invalidation;
 mod support;
