@@ -83,21 +83,21 @@ const TABLE: [Row; 20] = [
         "/console/api/apps/{app}",
         "{}",
         &["info"],
-        &["datasets", "documents", "run"],
+        &["conversations", "logs", "run"],
     ),
     row(
         "POST",
         "/console/api/apps/{app}/site",
         "{}",
         &["site", "web site"],
-        &["datasets", "logs"],
+        &["conversations", "logs"],
     ),
     row(
         "POST",
         "/console/api/apps/{app}/workflows/publish",
         "{}",
         &["parameters", "web parameters"],
-        &["datasets", "conversations"],
+        &["logs", "conversations"],
     ),
     row(
         "POST",
@@ -360,7 +360,7 @@ async fn a_write_whose_client_leaves_before_the_answer_ends_the_reads_all_the_sa
     })
     .await;
     let edge = start(&origin).await;
-    prime(&edge, &["info", "datasets"]).await;
+    prime(&edge, &["info", "logs"]).await;
     let before = origin.counts().requests;
     let mut client = edge.client().await;
     client.send(write(&TABLE[0])).await;
@@ -373,7 +373,7 @@ async fn a_write_whose_client_leaves_before_the_answer_ends_the_reads_all_the_sa
         .await;
     let after = read(&edge, "info").await;
     assert!(!after.is_hit(), "{}", after.cache_status());
-    assert!(read(&edge, "datasets").await.is_hit());
+    assert!(read(&edge, "logs").await.is_hit());
     // It may still be at work: what is read meanwhile is not kept for good.
     let soon = read(&edge, "info").await;
     assert!(!soon.is_hit(), "{}", soon.cache_status());
