@@ -12,4 +12,6 @@
 mod captures;
 mod coalescing;
 mod invalidation;
+mod streaming;
 mod support;
+mod traps;
