@@ -11,7 +11,10 @@
 
 mod captures;
 mod coalescing;
+mod endurance;
 mod invalidation;
+mod secrets;
 mod streaming;
 mod support;
 mod traps;
+mod uploads;

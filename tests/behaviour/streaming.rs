@@ -90,7 +90,7 @@ async fn ping_events_are_passed_on_as_they_are() {
     .await;
     let answer = edge.ask(chat()).await;
     assert_eq!(answer.text(), format!("data: first\n\n{ping}{ping}"));
-    let recorded = captures::named("v1_workflow_long_streaming_ping");
+    let recorded = captures::of_variant("v1_workflow_long_streaming_ping", "fork");
     let pings = memchr::memmem::find_iter(&recorded.response.body, ping).count();
     assert!(pings > 0, "the recording has pings");
 }

@@ -214,11 +214,12 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, connection: usize) {
     let mut answered = 0;
     loop {
         let head = match shared.options.idle_close {
-            None => stream.head().await,
-            Some(limit) => match tokio::time::timeout(limit, stream.more_or_held()).await {
+            // A connection that has just been made is not idle yet.
+            Some(limit) if answered > 0 => match tokio::time::timeout(limit, stream.more_or_held()).await {
                 Err(_) | Ok(Ok(false)) => return,
                 Ok(_) => stream.head().await,
             },
+            _ => stream.head().await,
         };
         let Ok(Some(head)) = head else { return };
         let mut words = head.line.split(' ').map(str::to_owned);
