@@ -11,8 +11,11 @@
 
 mod captures;
 mod coalescing;
+mod drain;
 mod endurance;
+mod failover;
 mod invalidation;
+mod limits;
 mod secrets;
 mod streaming;
 mod support;

@@ -106,6 +106,7 @@ struct Shared {
     answering: Box<Answering>,
     options: Options,
     seen: Mutex<Vec<Seen>>,
+    stopped: watch::Sender<bool>,
     counts: watch::Sender<Counts>,
 }
 
@@ -157,6 +158,7 @@ impl Origin {
             answering: Box::new(move |seen| Box::pin(answering(seen))),
             options,
             seen: Mutex::default(),
+            stopped: watch::Sender::new(false),
             counts: watch::Sender::new(Counts::default()),
         });
         let task = tokio::spawn(accept(listener, shared.clone()));
@@ -175,6 +177,16 @@ impl Origin {
     /// Method and target of the requests so far.
     pub fn lines(&self) -> Vec<String> {
         self.shared.seen.lock().iter().map(Seen::line).collect()
+    }
+
+    /// From now on reads and answers nothing, as a process that was stopped: connections are still made.
+    pub fn stop(&self) {
+        self.shared.stopped.send_replace(true);
+    }
+
+    /// Goes on where it stopped.
+    pub fn go_on(&self) {
+        self.shared.stopped.send_replace(false);
     }
 
     /// What has happened so far.
@@ -222,6 +234,10 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, connection: usize) {
             _ => stream.head().await,
         };
         let Ok(Some(head)) = head else { return };
+        let mut stopped = shared.stopped.subscribe();
+        if stopped.wait_for(|stopped| !stopped).await.is_err() {
+            return;
+        }
         let mut words = head.line.split(' ').map(str::to_owned);
         let mut word = || words.next().unwrap_or_default();
         let seen = Seen {
