@@ -110,11 +110,6 @@ impl Client {
         .await
     }
 
-    /// Says that nothing more will be sent.
-    pub async fn finish(&mut self) {
-        let _ = within("the shutdown", self.stream.socket.shutdown()).await;
-    }
-
     /// The next head, interim ones included.
     pub async fn head(&mut self) -> Head {
         within("a response head", self.stream.head())
@@ -265,9 +260,4 @@ pub fn request(method: &str, target: &str, fields: &[(&str, &str)], body: &[u8])
     let mut bytes = text.into_bytes();
     bytes.extend_from_slice(body);
     bytes
-}
-
-/// The field that carries an API key.
-pub fn key(key: &str) -> (&'static str, String) {
-    ("Authorization", format!("Bearer {key}"))
 }

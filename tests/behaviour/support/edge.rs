@@ -25,8 +25,10 @@ pub fn config(origins: &[SocketAddr]) -> Config {
     config.listen[0].address = "127.0.0.1:0".parse().expect("an address");
     config.admin.address = "127.0.0.1:0".parse().expect("an address");
     config.log.access = AccessLog::Off;
-    let mut api = UpstreamConfig::default();
-    api.replicas = origins.iter().map(replica).collect();
+    let mut api = UpstreamConfig {
+        replicas: origins.iter().map(replica).collect(),
+        ..UpstreamConfig::default()
+    };
     // A test that is about probes sets its own.
     api.health_check.interval = Span::secs(3600);
     config.upstreams.insert("api".into(), api);

@@ -42,8 +42,6 @@ pub type Script = Vec<Action>;
 /// A request as it came.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Which connection, from 1.
-    pub connection: usize,
     /// Method.
     pub method: String,
     /// Target, as sent.
@@ -210,17 +208,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let Ok((stream, _)) = listener.accept().await else {
             return;
         };
-        let mut number = 0;
-        shared.counts.send_modify(|counts| {
-            counts.connections += 1;
-            number = counts.connections;
-        });
-        connections.spawn(serve(stream, shared.clone(), number));
+        shared.counts.send_modify(|counts| counts.connections += 1);
+        connections.spawn(serve(stream, shared.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn serve(stream: TcpStream, shared: Arc<Shared>, connection: usize) {
+async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let mut stream = Buffered::new(stream);
     let mut answered = 0;
@@ -241,7 +235,6 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, connection: usize) {
         let mut words = head.line.split(' ').map(str::to_owned);
         let mut word = || words.next().unwrap_or_default();
         let seen = Seen {
-            connection,
             method: word(),
             target: word(),
             version: word(),
