@@ -1,0 +1,25 @@
+//! What the proxy does, seen from outside: over real sockets, with the recorded exchanges of a real dify-api.
+//!
+//! One module for each behaviour; `support` has the client, the origin and the way to start the proxy between them.
+
+#![allow(
+    unreachable_pub,
+    missing_docs,
+    clippy::disallowed_methods,
+    reason = "nothing reaches into a test, and over real sockets time is real"
+)]
+
+mod captures;
+mod coalescing;
+mod drain;
+mod endurance;
+mod failover;
+mod fields;
+mod invalidation;
+mod limits;
+mod protocols;
+mod secrets;
+mod streaming;
+mod support;
+mod traps;
+mod uploads;
