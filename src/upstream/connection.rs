@@ -66,6 +66,14 @@ impl Connection {
         self.written.load(Ordering::Acquire)
     }
 
+    /// Waits until the task that drives it has ended.
+    pub(super) async fn ended(&mut self) {
+        if !self.driver.0.is_finished() {
+            // How it ended makes no difference.
+            let _ = (&mut self.driver.0).await;
+        }
+    }
+
     /// Whether the driver is waiting for the next request.
     pub(super) fn is_ready(&self) -> bool {
         self.sender.is_ready() && !self.is_closed()

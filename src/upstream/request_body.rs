@@ -13,6 +13,7 @@ use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::types::request::BodySlot;
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
 
@@ -44,15 +45,19 @@ impl Progress {
     }
 }
 
-/// A request's body that keeps [`Progress`].
+/// A request's body that keeps [`Progress`]. Dropped before hyper asked it for anything, it goes back to where
+/// it was taken from, for the next attempt.
 pub(super) struct RequestBody {
     inner: Body,
+    slot: Option<BodySlot>,
     progress: Progress,
     clock: Clock,
 }
 
 impl RequestBody {
-    pub(super) fn new(inner: Body, clock: Clock) -> (Self, Progress) {
+    /// Takes the body out of `slot`; `None` when it is gone.
+    pub(super) fn take(slot: &BodySlot, clock: Clock) -> Option<(Self, Progress)> {
+        let inner = slot.take()?;
         let progress = Progress(Arc::new(Mutex::new(Record {
             moved: clock.now().monotonic,
             complete: inner.is_empty(),
@@ -60,14 +65,19 @@ impl RequestBody {
         })));
         let body = Self {
             inner,
+            slot: Some(slot.clone()),
             progress: progress.clone(),
             clock,
         };
-        (body, progress)
+        Some((body, progress))
     }
+}
 
-    pub(super) fn into_inner(self) -> Body {
-        self.inner
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.restore(std::mem::take(&mut self.inner));
+        }
     }
 }
 
@@ -79,6 +89,8 @@ impl http_body::Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        // A client that waits for `100 Continue` has been told to go on: there is no way back.
+        self.slot = None;
         let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
         let mut record = self.progress.0.lock();
         record.moved = self.clock.now().monotonic;

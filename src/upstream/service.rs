@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -217,7 +218,7 @@ impl Inner {
         upgrade: Option<&Upgrade>,
         endpoint: &Endpoint,
     ) -> Result<Sent, NoAnswer> {
-        let Some(content) = body.take() else {
+        let Some((content, progress)) = RequestBody::take(body, self.clock.clone()) else {
             // An attempt is made only while the body is there.
             let failure = Failure::new(FailureKind::UpstreamReset, "the request cannot be sent again").sent();
             return Err(NoAnswer {
@@ -225,25 +226,37 @@ impl Inner {
                 broke: false,
             });
         };
-        let (content, progress) = RequestBody::new(content, self.clock.clone());
         let request = build(fetch, content, upgrade, endpoint);
         let written_before = connection.written();
         let start = self.clock.now().monotonic;
         let mut head = std::pin::pin!(connection.sender.try_send_request(request));
         let outcome = loop {
             let idle = fetch.timeouts.idle.map(|idle| progress.moved() + idle);
-            let Some(limit) = earliest(idle, fetch.deadline) else {
-                break Some(head.as_mut().await);
-            };
-            if limit <= self.clock.now().monotonic {
-                break None;
+            let limit = earliest(idle, fetch.deadline);
+            if limit.is_some_and(|limit| limit <= self.clock.now().monotonic) {
+                let late = "the upstream did not answer in time";
+                break Err(NoAnswer {
+                    failure: Failure::new(FailureKind::UpstreamTimeout, late),
+                    broke: false,
+                });
             }
-            if let Ok(done) = timeout_at(limit, head.as_mut()).await {
-                break Some(done);
+            tokio::select! {
+                biased;
+                done = head.as_mut() => break Ok(done),
+                () = connection.ended() => break match head.as_mut().now_or_never() {
+                    Some(done) => Ok(done),
+                    // Handed over at the very moment in which the driver ended, a request stays where it is:
+                    // neither an answer nor an error would ever come.
+                    None => Err(NoAnswer {
+                        failure: Failure::new(FailureKind::UpstreamReset, CLOSED),
+                        broke: true,
+                    }),
+                },
+                () = until(limit) => {}
             }
         };
         let failure = match outcome {
-            Some(Ok(response)) => {
+            Ok(Ok(response)) => {
                 let first_byte = self.clock.now().monotonic.duration_since(start);
                 return Ok(Sent {
                     response,
@@ -252,29 +265,22 @@ impl Inner {
                     first_byte,
                 });
             }
-            Some(Err(mut error)) => {
-                if let Some(unsent) = error.take_message() {
-                    body.restore(unsent.into_body().into_inner());
-                }
+            Ok(Err(error)) => {
                 tracing::debug!(error = %error.error(), "no answer from a replica");
                 let broke = progress.failure().is_none();
                 let failure = progress.failure().unwrap_or_else(|| {
-                    let detail = if error.error().is_parse() {
-                        "the upstream's answer is not HTTP"
-                    } else {
-                        "the upstream closed the connection without an answer"
-                    };
-                    Failure::new(FailureKind::UpstreamReset, detail)
+                    Failure::new(
+                        FailureKind::UpstreamReset,
+                        if error.error().is_parse() {
+                            "the upstream's answer is not HTTP"
+                        } else {
+                            CLOSED
+                        },
+                    )
                 });
                 NoAnswer { failure, broke }
             }
-            None => NoAnswer {
-                failure: Failure::new(
-                    FailureKind::UpstreamTimeout,
-                    "the upstream did not answer in time",
-                ),
-                broke: false,
-            },
+            Err(none) => none,
         };
         if connection.written() > written_before {
             return Err(NoAnswer {
@@ -323,6 +329,16 @@ impl Inner {
             )),
         };
         Ok(Response::from_parts(parts, body))
+    }
+}
+
+const CLOSED: &str = "the upstream closed the connection without an answer";
+
+/// Waits until `limit`; for ever without one.
+async fn until(limit: Option<Instant>) {
+    match limit {
+        Some(limit) => sleep_until(limit).await,
+        None => std::future::pending().await,
     }
 }
 
