@@ -5,7 +5,8 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, EXPIRES, SET_COOKIE, TRAILER, VARY,
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, DATE, EXPIRES, SET_COOKIE, TRAILER,
+    VARY,
 };
 use http::{HeaderMap, StatusCode};
 use memchr::memmem;
@@ -55,10 +56,18 @@ pub fn by_head(
     if headers.contains_key(TRAILER) {
         return Err("trailers");
     }
-    let age = single(headers, &AGE)
-        .and_then(|v| v.parse().ok())
-        .map_or(Duration::ZERO, Duration::from_secs);
+    if headers.contains_key(CONTENT_RANGE) {
+        return Err("range");
+    }
     let explicit = explicit_lifetime(headers, now)?;
+    let mut age = told_age(headers);
+    if explicit.is_some()
+        && let Some(made) = date(headers, &DATE)
+    {
+        // It may be older than it says (RFC 9111 section 4.2.3). Only where the origin reckons with time: a clock
+        // that goes wrong does not shorten the lifetimes of classes.
+        age = age.max(now.wall.duration_since(made).unwrap_or_default());
+    }
     let mut ttl = settings.ttl.0.min(Duration::from_secs(config.ttl_seconds));
     match explicit {
         Some(lifetime) => ttl = ttl.min(lifetime.saturating_sub(age)),
@@ -147,6 +156,14 @@ fn vary_is_covered(headers: &HeaderMap, cookie_in_key: bool) -> Result<(), Reaso
 /// The lifetime that the origin gave explicitly: `s-maxage` before `max-age` before `Expires` (RFC 9111
 /// section 4.2.1). An invalid one counts as stale.
 fn explicit_lifetime(headers: &HeaderMap, now: Now) -> Result<Option<Duration>, Reason> {
+    if headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .any(|value| value.to_str().is_err())
+    {
+        // What cannot be read may say no-store.
+        return Err("cache-control");
+    }
     let (mut max_age, mut s_maxage) = (None, None);
     for (name, value) in directives(headers) {
         let seconds = || Some(value.and_then(parse_delta).unwrap_or(Duration::ZERO));
@@ -166,13 +183,27 @@ fn explicit_lifetime(headers: &HeaderMap, now: Now) -> Result<Option<Duration>, 
     if !headers.contains_key(EXPIRES) {
         return Ok(None);
     }
-    let date = |name| single(headers, name).and_then(|v| httpdate::parse_http_date(v).ok());
-    let made: SystemTime = date(&DATE).unwrap_or(now.wall);
-    let expires = date(&EXPIRES).and_then(|at| at.duration_since(made).ok());
+    let made = date(headers, &DATE).unwrap_or(now.wall);
+    let expires = date(headers, &EXPIRES).and_then(|at| at.duration_since(made).ok());
     Ok(Some(expires.unwrap_or(Duration::ZERO)))
 }
 
-/// delta-seconds; a number too large for us is as good as forever (RFC 9111 section 1.2.2).
+fn date(headers: &HeaderMap, name: &http::HeaderName) -> Option<SystemTime> {
+    httpdate::parse_http_date(single(headers, name)?).ok()
+}
+
+/// The age that caches nearer to the origin tell; one that cannot be read is as good as forever.
+fn told_age(headers: &HeaderMap) -> Duration {
+    if !headers.contains_key(AGE) {
+        return Duration::ZERO;
+    }
+    single(headers, &AGE).and_then(parse_delta).unwrap_or(FOREVER)
+}
+
+/// As long as a cache must be able to count (RFC 9111 section 1.2.2).
+const FOREVER: Duration = Duration::from_secs(1 << 31);
+
+/// delta-seconds; a number too large for us is as good as forever.
 fn parse_delta(text: &str) -> Option<Duration> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -288,9 +319,30 @@ mod tests {
         }
         let aged = [("cache-control", "max-age=100"), ("age", "40")];
         assert_eq!(decide(CacheClass::Origin, 200, &aged), Ok(60));
+        let unreadable_age = [("cache-control", "max-age=100"), ("age", "99999999999999999999")];
+        assert_eq!(decide(CacheClass::Origin, 200, &unreadable_age), Err("ttl-0"));
+        let old = [
+            ("date", "Wed, 22 Nov 2000 16:00:00 GMT"),
+            ("cache-control", "max-age=100"),
+        ];
+        assert_eq!(
+            decide(CacheClass::Origin, 200, &old),
+            Err("ttl-0"),
+            "older than it says"
+        );
+        assert_eq!(
+            decide(CacheClass::Metadata, 200, &old[..1]),
+            Ok(60),
+            "a class has a lifetime of its own"
+        );
+        assert_eq!(origin("no-store, x=\"\u{e9}\""), Err("cache-control"));
+        assert_eq!(
+            decide(CacheClass::Origin, 200, &[("content-range", "bytes 0-1/2")]),
+            Err("range")
+        );
         let dates = [
-            ("date", "Sun, 22 Nov 2026 16:00:00 GMT"),
-            ("expires", "Sun, 22 Nov 2026 16:01:00 GMT"),
+            ("date", "Fri, 22 Nov 2126 16:00:00 GMT"),
+            ("expires", "Fri, 22 Nov 2126 16:01:00 GMT"),
         ];
         assert_eq!(decide(CacheClass::Origin, 200, &dates), Ok(60));
         assert_eq!(decide(CacheClass::Origin, 200, &[("expires", "0")]), Err("ttl-0"));

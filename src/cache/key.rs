@@ -16,14 +16,13 @@ use crate::types::request::{ClassifiedRequest, Client};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub [u8; 16]);
 
-/// Forwarding fields that the upstream sees as the client sent them, when the client is a trusted proxy: they
-/// may select an answer (scheme and host of redirects and links).
-const FORWARDING: [&str; 4] = [
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "forwarded",
-];
+/// Forwarding fields that the upstream sees as a trusted proxy sent them: they may select an answer (scheme and host
+/// of redirects and links). `X-Forwarded-For` and `Forwarded` name the client and are not read by Dify.
+fn selects(name: &HeaderName) -> bool {
+    name.as_str()
+        .strip_prefix("x-forwarded-")
+        .is_some_and(|rest| rest != "for")
+}
 
 impl Key {
     /// The key of `request` asked by `principal`. HEAD shares the key of GET.
@@ -57,8 +56,9 @@ impl Key {
         digest.field(headers, &ORIGIN);
         digest.field(headers, &ACCEPT_ENCODING);
         if client.trusted {
-            for name in FORWARDING {
-                digest.field(headers, &HeaderName::from_static(name));
+            for name in headers.keys().filter(|name| selects(name)) {
+                digest.part(name.as_str().as_bytes());
+                digest.field(headers, name);
             }
         }
         let mut key = [0; 16];
@@ -217,6 +217,17 @@ mod tests {
         };
         assert_eq!(with(false, &headers), with(false, &HeaderMap::new()));
         assert_ne!(with(true, &headers), with(true, &HeaderMap::new()));
+        let mut ssl = HeaderMap::new();
+        ssl.insert("x-forwarded-ssl", "https".parse().expect("value"));
+        assert_ne!(with(true, &headers), with(true, &ssl));
+        ssl.insert("x-forwarded-for", "10.0.0.1".parse().expect("value"));
+        let one_client = with(true, &ssl);
+        ssl.insert("x-forwarded-for", "10.0.0.2".parse().expect("value"));
+        assert_eq!(
+            one_client,
+            with(true, &ssl),
+            "clients behind a load balancer share"
+        );
     }
 
     #[test]

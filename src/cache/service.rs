@@ -128,7 +128,8 @@ impl Future for CacheFuture {
 struct Miss {
     key: Key,
     class: CacheClass,
-    cookie_in_key: bool,
+    /// Not in the route table.
+    unknown_route: bool,
     forward: Forward,
     outcome: Outcome,
 }
@@ -237,7 +238,7 @@ where
     fn write(&self, mut request: ClassifiedRequest, outcome: Outcome) -> CacheFuture {
         let shared = &self.shared;
         let tags = std::mem::take(&mut request.invalidates);
-        let guard = WriteGuard::new(
+        let mut guard = WriteGuard::new(
             shared.tags.clone(),
             tags,
             shared.clock.clone(),
@@ -247,7 +248,7 @@ where
         CacheFuture::Pending(Box::pin(async move {
             match pass.await {
                 Ok(response) => {
-                    if outcome.template == "*" && found_no_handler(&response) {
+                    if outcome.class == RouteClass::Passthrough && found_no_handler(&response) {
                         guard.settle();
                         return Ok(response);
                     }
@@ -320,8 +321,7 @@ where
         let miss = Miss {
             key,
             class: request.cache,
-            // An unknown route's principal covers the whole Cookie field.
-            cookie_in_key: request.template == "*",
+            unknown_route: request.template == "*",
             forward,
             outcome,
         };
@@ -333,7 +333,7 @@ where
         let versions = shared.tags.versions(&request.fills);
         // What cannot be shared must not make others wait for it. Unknown routes are of that kind until the
         // origin says otherwise; a request that refuses stored answers wants one of its own.
-        let alone = miss.class == CacheClass::Origin
+        let alone = miss.unknown_route
             || miss.forward == Forward::Request
             || shared.unshared.get(&miss.key).is_some_and(|until| now < until);
         let role = (!alone).then(|| shared.flights.join(miss.key, &versions));
@@ -429,7 +429,8 @@ impl Shared {
             miss.class,
             response.status(),
             response.headers(),
-            miss.cookie_in_key,
+            // An unknown route's principal covers the whole Cookie field.
+            miss.unknown_route,
             &self.config,
             now,
         );
@@ -552,18 +553,20 @@ impl Shared {
     }
 }
 
-/// Whether the answer to a request on an unknown path shows that no code of Dify ran: 405, or the HTML 404 of
-/// its router. Otherwise anybody could empty the cache by asking for nonsense.
+/// Whether the answer to a write that the table does not know shows that no code of Dify ran: 405, a redirect to
+/// the path's proper spelling, a refusal for want of a credential, or an HTML page of its server or router.
+/// Otherwise anybody could empty the cache by asking for nonsense.
 fn found_no_handler(response: &Response<Body>) -> bool {
     let html = || {
-        response
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|v| v.as_bytes().starts_with(b"text/html"))
+        let kind = response.headers().get(CONTENT_TYPE);
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"))
     };
     match response.status() {
-        StatusCode::METHOD_NOT_ALLOWED => true,
-        StatusCode::NOT_FOUND => html(),
+        StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::UNAUTHORIZED
+        | StatusCode::MOVED_PERMANENTLY
+        | StatusCode::PERMANENT_REDIRECT => true,
+        StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => html(),
         _ => false,
     }
 }

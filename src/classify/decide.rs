@@ -223,7 +223,7 @@ fn unknown(
         } else {
             CacheClass::Never
         },
-        principal: principal::principal(Who::Open, headers),
+        principal: principal::principal(Who::Unknown, headers),
         fills: Tags::new(),
         invalidates,
         lane: Lane::Interactive,

@@ -4,7 +4,7 @@
 //! few shows somebody else's answer. Fields whose names have a `_` are not looked at; dify-api never sees
 //! them either.
 
-use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName};
+use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, PROXY_AUTHORIZATION};
 
 use super::row::Who;
 use crate::types::ids::Principal;
@@ -15,6 +15,20 @@ const X_CSRF_TOKEN: HeaderName = HeaderName::from_static("x-csrf-token");
 
 /// Every field that carries a credential or says whom one is for.
 static CREDENTIALS: [HeaderName; 5] = [AUTHORIZATION, COOKIE, X_APP_CODE, X_APP_PASSPORT, X_CSRF_TOKEN];
+
+/// What else may carry a credential on a path that is not Dify's as we know it, with all of the above.
+static FOREIGN: [HeaderName; 10] = [
+    AUTHORIZATION,
+    COOKIE,
+    X_APP_CODE,
+    X_APP_PASSPORT,
+    X_CSRF_TOKEN,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("x-inner-api-key"),
+    HeaderName::from_static("x-auth-token"),
+    HeaderName::from_static("x-access-token"),
+];
 
 /// Only this field counts under `/v1`.
 static BEARER: [HeaderName; 1] = [AUTHORIZATION];
@@ -29,8 +43,11 @@ pub(crate) fn principal(who: Who, headers: &HeaderMap) -> Option<Principal> {
         }
         Who::Web => has_passport(headers).then(|| digest(b'c', &CREDENTIALS, headers)),
         Who::Console => sends_any(headers).then(|| digest(b'c', &CREDENTIALS, headers)),
+        Who::Unknown if FOREIGN.iter().any(|name| headers.contains_key(name)) => {
+            Some(digest(b'u', &FOREIGN, headers))
+        }
         Who::Open if sends_any(headers) => Some(digest(b'c', &CREDENTIALS, headers)),
-        Who::Open => Some(Principal::PUBLIC),
+        Who::Open | Who::Unknown => Some(Principal::PUBLIC),
     }
 }
 

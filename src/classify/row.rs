@@ -68,6 +68,8 @@ pub(crate) enum Who {
     Console,
     /// Everybody, unless credentials are sent: then whoever sends the same.
     Open,
+    /// The same where it is not known which fields carry credentials.
+    Unknown,
 }
 
 /// Which time limit of the upstream's configuration holds.
@@ -203,15 +205,11 @@ pub(crate) mod ends {
         All(K::Datasets),
         All(K::System),
     ];
-    /// A message of a `user`; annotations count their hits. What segments count, they count behind the
-    /// request's back: that shows when the answer's lifetime ends.
-    pub(crate) const CHAT: &[TagRule] = &[OfUser(K::Conversations), All(K::Annotations)];
+    /// A message of a `user`. How often annotations and segments were found is counted beside the request: that
+    /// shows when an answer's lifetime ends.
+    pub(crate) const CHAT: &[TagRule] = CONVERSE;
     /// The same where the user is somebody else's to know.
-    pub(crate) const WEB_CHAT: &[TagRule] = &[
-        All(K::Conversations),
-        All(K::WebConversations),
-        All(K::Annotations),
-    ];
+    pub(crate) const WEB_CHAT: &[TagRule] = WEB_CONVERSE;
     /// A call from outside that runs an app or a workflow.
     pub(crate) const INVOKE: &[TagRule] = &[
         All(K::Conversations),

@@ -220,6 +220,32 @@ async fn a_thousand_concurrent_misses_make_one_fetch_and_a_thousand_whole_answer
 }
 
 #[tokio::test]
+async fn a_file_that_the_origin_lets_us_keep_is_fetched_once_and_an_unknown_path_is_not_waited_for() {
+    for (template, fetches) in [("/v1/files/{file_id:uuid}/preview", 1), ("*", 3)] {
+        let bench = Bench::gated(|_, number| {
+            let mut response = numbered_response(number);
+            let fields = response.headers_mut();
+            fields.insert("cache-control", "public, max-age=3600".parse().expect("value"));
+            Ok(response)
+        });
+        let waiting: Vec<_> = (0..3)
+            .map(|_| ClassifiedRequest {
+                template,
+                cache: CacheClass::Origin,
+                ..get("/v1/files/1/preview")
+            })
+            .map(|request| tokio::spawn(bench.send(request)))
+            .collect();
+        bench.settle().await;
+        assert_eq!(bench.calls(), fetches, "{template}");
+        bench.open(fetches);
+        for waiter in waiting {
+            waiter.await.expect("joined").expect("an answer");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_fetch_goes_on_when_the_client_that_began_it_leaves() {
     let bench = Bench::gated(numbered);
     let first = tokio::spawn(bench.send(get("/v1/info")));

@@ -114,6 +114,27 @@ async fn a_write_that_is_cut_off_keeps_its_reads_out_of_the_cache_for_a_while() 
 }
 
 #[tokio::test]
+async fn while_a_write_waits_for_its_answer_its_reads_come_from_the_upstream() {
+    let bench = Bench::gated(numbered);
+    bench.open(1);
+    bench.get("/v1/info").await;
+    let writing = tokio::spawn(bench.send(write(RouteClass::Write)));
+    bench.settle().await;
+    let meanwhile = tokio::spawn(bench.send(get("/v1/info")));
+    bench.settle().await;
+    assert_eq!(bench.calls(), 3, "the read went to the upstream");
+    bench.open(2);
+    writing.await.expect("joined").expect("an answer");
+    meanwhile.await.expect("joined").expect("an answer");
+    bench.open(1);
+    assert_eq!(
+        bench.get("/v1/info").await.0.cache,
+        CacheOutcome::Stored,
+        "and was not kept"
+    );
+}
+
+#[tokio::test]
 async fn a_write_that_never_reached_the_upstream_ends_nothing() {
     let bench = Bench::new(CacheConfig::default(), |request, number| {
         match request.parts.method {

@@ -28,7 +28,7 @@ pub(super) struct Setting {
     pub replicas: usize,
     /// Requests that each serves at once.
     pub slots: usize,
-    /// Connections that the proxy makes to all of them together, at most.
+    /// Connections that the proxy keeps to each of them, at most.
     pub connections: usize,
     /// People whose lists are read and written.
     pub users: u16,
@@ -156,7 +156,8 @@ Simulated: {replicas} replicas of dify-api, {slots} requests at once each, that 
 with the times it took when nothing else was asked. Under load a real one gets slower; these do not. The one
 person captured is multiplied to {users}. Both runs have the same {readers} readers (back to back, Zipf), {chatters} users of
 streams, {askers} of blocking chats and {writers} writers, who arrive within the first second and ask from the same seed.
-The proxy begins with an empty cache and makes at most {connections} connections in all, which leaves slots to health probes.
+The proxy begins with an empty cache and keeps at most {connections} connections to each replica, which leaves one for
+health probes.
 Clients, proxy and replicas share {cores} cores.
 Backlog is what waits for a slot: straight, the most seen at a look (every 20 ms); through dify-edge, the sum of each
 replica's exact worst and the longest queue inside the proxy at a look. An answer counts to the rates when it ended
