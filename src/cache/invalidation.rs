@@ -1,7 +1,7 @@
 //! Tags with versions: how a write ends every stored answer that it may have changed.
 //!
 //! A fill notes the versions that its tags had when the fetch began and keeps them in the entry; a write bumps
-//! the versions after the upstream has answered and before the client sees the answer; a reader takes an entry
+//! the versions when it goes out, and again after the upstream has answered and before the client sees the answer; a reader takes an entry
 //! only while its versions are current. A fill that began before the write thus can never be served after it.
 //! The table is bounded: tags share slots by hash, and a shared slot only costs a miss.
 
@@ -27,8 +27,6 @@ struct Slot {
     version: AtomicU64,
     /// Milliseconds since `epoch`.
     unsettled_until: AtomicU64,
-    /// Writes that are at the upstream and have no answer yet.
-    writes: AtomicU64,
 }
 
 /// The versions that some tags had at one moment.
@@ -65,27 +63,12 @@ impl TagTable {
         )
     }
 
-    /// Whether none of the tags was bumped since `versions` were taken, and no write to them is under way: it
-    /// may have taken effect already.
+    /// Whether none of the tags was bumped since `versions` were taken.
     pub fn is_current(&self, versions: &TagVersions) -> bool {
-        versions.0.iter().all(|(index, version)| {
-            let slot = self.slot(*index);
-            slot.writes.load(Ordering::SeqCst) == 0 && slot.version.load(Ordering::SeqCst) == *version
-        })
-    }
-
-    /// A write to `tags` is on its way; [`Self::end_write`] must follow.
-    pub fn begin_write(&self, tags: &[Tag]) {
-        for tag in tags {
-            self.slot(Self::index(*tag)).writes.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    /// The write has its answer, or never will. Bump before, so that no reader comes in between.
-    pub fn end_write(&self, tags: &[Tag]) {
-        for tag in tags {
-            self.slot(Self::index(*tag)).writes.fetch_sub(1, Ordering::SeqCst);
-        }
+        versions
+            .0
+            .iter()
+            .all(|(index, version)| self.slot(*index).version.load(Ordering::SeqCst) == *version)
     }
 
     /// Ends every answer that depends on one of `tags`.
@@ -146,24 +129,6 @@ mod tests {
         assert!(
             table.is_current(&table.versions(&[user])),
             "what begins after the write is good"
-        );
-    }
-
-    #[test]
-    fn while_a_write_is_under_way_nothing_that_it_may_change_is_current() {
-        let (table, _) = table();
-        let tags = [Tag::all(TagKind::AppMetadata)];
-        let before = table.versions(&tags);
-        table.begin_write(&tags);
-        assert!(!table.is_current(&before));
-        assert!(
-            !table.is_current(&table.versions(&tags)),
-            "what is fetched meanwhile is not kept either"
-        );
-        table.end_write(&tags);
-        assert!(
-            table.is_current(&before),
-            "a write that was never sent changed nothing"
         );
     }
 

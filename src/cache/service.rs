@@ -238,17 +238,21 @@ where
     fn write(&self, mut request: ClassifiedRequest, outcome: Outcome) -> CacheFuture {
         let shared = &self.shared;
         let tags = std::mem::take(&mut request.invalidates);
-        let mut guard = WriteGuard::new(
+        let guard = WriteGuard::new(
             shared.tags.clone(),
             tags,
             shared.clock.clone(),
             shared.metrics.clone(),
         );
+        let known = outcome.class != RouteClass::Passthrough;
+        if known {
+            guard.sent();
+        }
         let pass = self.pass(request, outcome, Forward::Method, outcome.class.as_str());
         CacheFuture::Pending(Box::pin(async move {
             match pass.await {
                 Ok(response) => {
-                    if outcome.class == RouteClass::Passthrough && found_no_handler(&response) {
+                    if !known && found_no_handler(&response) {
                         guard.settle();
                         return Ok(response);
                     }

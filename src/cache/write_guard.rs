@@ -1,6 +1,6 @@
 //! A write on its way: whatever becomes of it, the answers that it may change end.
 //!
-//! From the moment it is handed on, what it may change is neither served nor kept, until it has its answer.
+//! They end when it goes out, for it may take effect long before it is answered, and again when it is answered.
 //! Dify answers 400 and commits, so the status does not matter; a write that is cut off may still take effect,
 //! so its tags stay unsettled for a while. A generation changes its conversation once at its beginning and once
 //! at its end.
@@ -28,35 +28,29 @@ pub(super) struct WriteGuard {
     tags: Tags,
     clock: Clock,
     metrics: CacheMetrics,
-    /// Whether the upstream has not answered yet.
-    unanswered: bool,
     open: bool,
 }
 
 impl WriteGuard {
     pub(super) fn new(table: Arc<TagTable>, tags: Tags, clock: Clock, metrics: CacheMetrics) -> Self {
-        table.begin_write(&tags);
         Self {
             table,
             tags,
             clock,
             metrics,
-            unanswered: true,
             open: true,
         }
     }
 
-    /// The upstream has answered.
-    pub(super) fn answered(&mut self) {
-        self.metrics.invalidations.inc();
+    /// The write goes out.
+    pub(super) fn sent(&self) {
         self.table.bump(&self.tags);
-        self.end();
     }
 
-    fn end(&mut self) {
-        if std::mem::take(&mut self.unanswered) {
-            self.table.end_write(&self.tags);
-        }
+    /// The upstream has answered.
+    pub(super) fn answered(&self) {
+        self.metrics.invalidations.inc();
+        self.table.bump(&self.tags);
     }
 
     /// Nothing more can come of it.
@@ -84,7 +78,6 @@ impl Drop for WriteGuard {
             self.table
                 .bump_unsettled(&self.tags, self.clock.now().monotonic, UNSETTLED);
         }
-        self.end();
     }
 }
 
@@ -104,7 +97,7 @@ impl http_body::Body for Guarded {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         // Bumped before the client can see the end.
         let ended = frame.is_none() || (matches!(frame, Some(Ok(_))) && self.body.is_end_stream());
-        if ended && let Some(mut guard) = self.guard.take() {
+        if ended && let Some(guard) = self.guard.take() {
             guard.answered();
             guard.settle();
         }
