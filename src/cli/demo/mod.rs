@@ -39,7 +39,7 @@ const POOL_SHARE: f64 = 0.9;
 /// People whose lists are read and written.
 const USERS: u16 = 20;
 /// Clients that stream.
-const CHATTERS: usize = 12;
+const CHATTERS: usize = 8;
 /// Clients that wait for whole answers.
 const ASKERS: usize = 4;
 /// Clients that rate and rename.
