@@ -95,16 +95,16 @@ where
                     Ok(ready) => ready.call(attempt).await,
                     Err(failed) => Err(failed),
                 };
-                let FailedAttempt { failure, replica } = match failed {
+                let failed = match failed {
                     Ok(response) => return Ok(response),
                     Err(failed) => failed,
                 };
                 let in_time = fetch.deadline.is_none_or(|end| clock.now().monotonic < end);
-                match reason_to_retry(&failure, safe, number) {
+                match reason_to_retry(&failed, safe, number) {
                     Some(reason) if in_time && body.is_available() => metrics.retried(reason),
-                    _ => return Err(failure),
+                    _ => return Err(failed.failure),
                 }
-                avoid.extend(replica);
+                avoid.extend(failed.replica);
                 number += 1;
             }
         })

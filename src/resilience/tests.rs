@@ -33,10 +33,15 @@ fn fetch(method: Method, body: Body, total: Option<Duration>) -> FetchRequest {
     }
 }
 
+/// The detail of a failure that stands for an attempt which routing ended.
+const UNHEALTHY: &str = "unhealthy";
+
 struct Tried {
     result: Result<Response<Body>, Failure>,
     attempts: Vec<Attempt>,
     retries: f64,
+    /// Labels under which retries were counted.
+    reasons: Vec<String>,
 }
 
 /// Runs `request` where attempt n fails as `fails[n]` says and any further one is answered. An attempt that
@@ -56,9 +61,11 @@ async fn run(request: FetchRequest, fails: Vec<Failure>) -> Tried {
                     if failure.sent {
                         attempt.body.take();
                     }
+                    let replica_unhealthy = failure.detail == UNHEALTHY;
                     Err(FailedAttempt {
                         failure,
                         replica: Some(number),
+                        replica_unhealthy,
                     })
                 }
                 None => Ok(Response::new(attempt.body.take().unwrap())),
@@ -74,10 +81,17 @@ async fn run(request: FetchRequest, fails: Vec<Failure>) -> Tried {
         .iter()
         .map(|m| m.get_counter().get_value())
         .sum();
+    let reasons = families[0]
+        .get_metric()
+        .iter()
+        .filter(|m| m.get_counter().get_value() > 0.0)
+        .map(|m| m.get_label()[0].value().to_owned())
+        .collect();
     Tried {
         result,
         attempts,
         retries,
+        reasons,
     }
 }
 
@@ -119,6 +133,24 @@ async fn a_read_is_tried_again_when_its_connection_broke() {
     let tried = run(fetch(Method::GET, Body::Empty, None), fails).await;
     assert!(tried.result.is_ok());
     assert_eq!(tried.attempts.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_whose_replica_was_found_unhealthy_is_tried_elsewhere_and_a_write_is_not() {
+    let ended = Failure::new(FailureKind::UpstreamTimeout, UNHEALTHY).sent();
+    let tried = run(fetch(Method::GET, Body::Empty, None), vec![ended.clone()]).await;
+    assert!(tried.result.is_ok());
+    assert_eq!(tried.attempts[1].avoid.to_vec(), [0]);
+    assert_eq!(
+        (tried.retries, tried.reasons),
+        (1.0, vec!["replica_unhealthy".to_owned()])
+    );
+    let late = failure(FailureKind::UpstreamTimeout).sent();
+    for (method, failure) in [(Method::POST, ended), (Method::GET, late)] {
+        let tried = run(fetch(method, Body::Empty, None), vec![failure]).await;
+        assert_eq!(tried.result.unwrap_err().kind, FailureKind::UpstreamTimeout);
+        assert_eq!(tried.attempts.len(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

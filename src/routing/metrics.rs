@@ -24,13 +24,14 @@ pub(super) struct ReplicaMetrics {
 }
 
 /// The closed list of how a dispatch ends.
-const RESULTS: [&str; 6] = [
+const RESULTS: [&str; 7] = [
     "ok",
     "connect_failed",
     "connect_timeout",
     "timeout",
     "reset",
     "other",
+    "replica_unhealthy",
 ];
 
 impl RoutingMetrics {
@@ -100,5 +101,10 @@ impl ReplicaMetrics {
             Some(_) => 5,
         };
         self.dispatches[result].inc();
+    }
+
+    /// Counts a dispatch that was ended because the replica had become unhealthy.
+    pub(super) fn ended(&self) {
+        self.dispatches[6].inc();
     }
 }

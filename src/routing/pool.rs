@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::balance::{Balance, Candidate};
@@ -29,6 +29,8 @@ pub(super) struct Pool {
     pub(super) slots: usize,
     queue_limit: usize,
     queue_metric: IntGauge,
+    /// Wakes those who wait for an answer when a replica went out or came back.
+    health_changed: Notify,
     state: Mutex<State>,
 }
 
@@ -76,6 +78,7 @@ impl Pool {
             slots,
             queue_limit,
             queue_metric,
+            health_changed: Notify::new(),
             state: Mutex::new(State {
                 in_flight: vec![0; replicas.len()],
                 waiting: VecDeque::new(),
@@ -144,6 +147,22 @@ impl Pool {
         if self.replicas[replica].learn(event) {
             // Another set of replicas may serve now.
             self.serve_queue();
+            self.health_changed.notify_waiters();
+        }
+    }
+
+    /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy.
+    pub(super) async fn better_elsewhere(&self, replica: usize, avoid: &Avoid) {
+        loop {
+            // Before the look at the replicas, so that no change is missed.
+            let changed = self.health_changed.notified();
+            let mut others = self.replicas.iter().enumerate();
+            if !self.replicas[replica].is_healthy()
+                && others.any(|(other, it)| it.is_healthy() && !avoid.contains(&other))
+            {
+                return;
+            }
+            changed.await;
         }
     }
 

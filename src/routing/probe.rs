@@ -1,8 +1,10 @@
 //! Background work: asks each replica from time to time whether it is well, and looks its name up again.
 //!
 //! A probe goes through the same stage as a request, so it proves the same way, but it takes no slot: a
-//! replica that is busy is not ill.
+//! replica that is busy is not ill. One that fails is followed by others at once, one after the other, until
+//! the replica is out or has answered.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use tower::{Service, ServiceExt};
 
 use super::health::Event;
 use super::pool::Pool;
+use super::replica::Replica;
 use crate::config::upstreams::HealthCheckConfig;
 use crate::types::outcome::RouteClass;
 use crate::types::request::{BodySlot, Client, Dispatch, FetchHead, Lane, Timeouts};
@@ -22,8 +25,13 @@ use crate::types::{Body, Failure};
 
 /// Time from one look-up of a name to the next.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
-/// Least time between two probes of a replica, however many requests fail at it.
+/// Least time between two probes of a replica that answers, or is out, however many requests fail at it.
 const PROBE_GAP: Duration = Duration::from_millis(500);
+/// Time from a failed probe to the next while it is open whether the replica is ill. Short, so that those who
+/// wait for a frozen replica learn of it while there is time to ask another.
+const DOUBT_GAP: Duration = Duration::from_millis(100);
+/// Longest time between two probes of a replica that is out.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(1);
 /// A probe's answer is read up to here.
 const PROBE_BODY: usize = 64 * 1024;
 
@@ -40,47 +48,86 @@ pub(super) async fn probe<S>(
 {
     // Not all replicas, and not all proxies, at the same moment.
     let spread = ahash::RandomState::new().hash_one(replica) % check.interval.0.as_millis().max(1) as u64;
-    sleep(Duration::from_millis(spread)).await;
+    let mut pause = Duration::from_millis(spread);
+    let mut started = clock.now().monotonic;
+    let probed = &pool.replicas[replica];
     loop {
-        let started = clock.now().monotonic;
-        let well = ask(&pool, replica, &check, service.clone(), &clock).await;
-        pool.learn(replica, if well { Event::ProbeOk } else { Event::ProbeFailed });
         tokio::select! {
-            () = sleep_until(started + check.interval.0.max(PROBE_GAP)) => {}
-            () = pool.replicas[replica].probe_soon.notified() => sleep_until(started + PROBE_GAP).await,
+            () = sleep_until(started + pause) => {}
+            () = probed.probe_soon.notified() => sleep_until(started + PROBE_GAP).await,
+        }
+        // Bounded, because requests that are answered meanwhile keep a replica in whose probes all fail.
+        for _ in 0..check.unhealthy_after.max(1) {
+            started = clock.now().monotonic;
+            let answer = ask(probed, &check, service.clone(), &clock).await;
+            pool.learn(
+                replica,
+                match answer {
+                    Ok(()) => Event::ProbeOk,
+                    Err(_) => Event::ProbeFailed,
+                },
+            );
+            let Err(why) = answer else { break };
+            tracing::debug!(replica = probed.url, %why, "probe failed");
+            if !probed.is_healthy() {
+                break;
+            }
+            sleep(DOUBT_GAP).await;
+        }
+        pause = check.interval.0.max(PROBE_GAP);
+        if !probed.is_healthy() {
+            pause = pause.min(RECOVERY_INTERVAL);
         }
     }
 }
 
-async fn ask<S>(pool: &Pool, replica: usize, check: &HealthCheckConfig, service: S, clock: &Clock) -> bool
+/// Asks once.
+///
+/// # Errors
+/// What is wrong with the answer, for the log.
+async fn ask<S>(
+    replica: &Replica,
+    check: &HealthCheckConfig,
+    service: S,
+    clock: &Clock,
+) -> Result<(), Cow<'static, str>>
 where
     S: Service<Dispatch, Response = Response<Body>, Error = Failure>,
 {
-    let replica = &pool.replicas[replica];
     if replica.endpoint.addresses().is_empty() {
         replica.look_up(clock.now().monotonic, None, clock).await;
     }
     let Some(dispatch) = question(replica, check, clock) else {
-        return false;
+        return Err("the probe's path cannot be asked for".into());
     };
     let exchange = async {
-        let response = service.oneshot(dispatch).await.ok()?;
-        let well = response.status().is_success();
+        let response = service
+            .oneshot(dispatch)
+            .await
+            .map_err(|failure| failure.detail)?;
+        let status = response.status();
         // Read to the end, so that the replica's log shows no broken connection.
         let mut body = response.into_body();
         let mut read = 0;
         while let Some(frame) = body.frame().await {
-            read += frame.ok()?.data_ref().map_or(0, bytes::Bytes::len);
+            let frame = frame.map_err(|failure| failure.detail)?;
+            read += frame.data_ref().map_or(0, bytes::Bytes::len);
             if read > PROBE_BODY {
                 break;
             }
         }
-        well.then_some(())
+        if status.is_success() {
+            Ok(())
+        } else {
+            Err(format!("the answer is {status}").into())
+        }
     };
-    matches!(timeout(check.timeout.0, exchange).await, Ok(Some(())))
+    timeout(check.timeout.0, exchange)
+        .await
+        .unwrap_or(Err("no answer in time".into()))
 }
 
-fn question(replica: &super::replica::Replica, check: &HealthCheckConfig, clock: &Clock) -> Option<Dispatch> {
+fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Option<Dispatch> {
     let (parts, ()) = Request::get(&check.path)
         .header(HOST, replica.endpoint.authority())
         .header(USER_AGENT, "dify-edge-probe")

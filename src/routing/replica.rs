@@ -75,7 +75,7 @@ impl Replica {
             self.healthy.store(healthy, Ordering::Release);
             self.metrics.healthy.set(i64::from(healthy));
             if healthy {
-                tracing::info!(replica = self.url, "replica is healthy again");
+                tracing::info!(replica = self.url, cause = ?event, "replica is healthy again");
             } else {
                 tracing::warn!(replica = self.url, cause = ?event, "replica is unhealthy");
             }

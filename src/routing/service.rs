@@ -1,15 +1,19 @@
 //! The middleware: gives an attempt its replica and learns from what comes back.
 //!
 //! A head that comes back is a success, a connection that fails or breaks before one is a failure. What becomes
-//! of the body is not judged here.
+//! of the body is not judged here. A replica that keeps a request waiting is probed, and once it is known to be
+//! unhealthy the reads that wait for it are ended, so that the stage above can ask another; writes are not,
+//! because they may be carried out.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Response;
+use tokio::time::{Instant, sleep};
 use tower::{Layer, Service};
 
 use super::balance;
@@ -29,7 +33,7 @@ use crate::types::{Body, Failure, FailureKind};
 /// The longest wait for a slot of a request that has no deadline.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A time-out is held against a replica only if it had the request for this long: the time may have gone
-/// while the request waited for a slot.
+/// while the request waited for a slot. After the same time without an answer it is probed.
 const FAIR_CHANCE: Duration = Duration::from_secs(1);
 
 /// Puts [`Routing`] before a service that speaks to one replica.
@@ -163,6 +167,7 @@ fn nowhere(failure: Failure) -> FailedAttempt {
     FailedAttempt {
         failure,
         replica: None,
+        replica_unhealthy: false,
     }
 }
 
@@ -185,14 +190,30 @@ where
     if replica.endpoint.addresses().is_empty() {
         replica.look_up(started, deadline, clock).await;
     }
-    let result = inner
-        .call(Dispatch {
-            fetch: attempt.fetch,
-            body: attempt.body,
-            endpoint: replica.endpoint.clone(),
-            slot: Some(Slot::new(taken)),
-        })
-        .await;
+    let exchange = inner.call(Dispatch {
+        fetch: attempt.fetch.clone(),
+        body: attempt.body.clone(),
+        endpoint: replica.endpoint.clone(),
+        slot: Some(Slot::new(taken)),
+    });
+    let result = tokio::select! {
+        biased;
+        result = exchange => result,
+        never = suspect(replica, started, deadline) => match never {},
+        () = can_be_ended(pool, place, &attempt) => {
+            replica.metrics.ended();
+            // Not held against the replica: the probes that put it out have said it already.
+            return Err(FailedAttempt {
+                failure: Failure::new(
+                    FailureKind::UpstreamTimeout,
+                    "the upstream did not answer and was found unhealthy",
+                )
+                .sent(),
+                replica: Some(place),
+                replica_unhealthy: true,
+            });
+        }
+    };
     replica
         .metrics
         .dispatched(result.as_ref().err().map(|failure| failure.kind));
@@ -223,7 +244,29 @@ where
             Err(FailedAttempt {
                 failure,
                 replica: Some(place),
+                replica_unhealthy: false,
             })
         }
     }
+}
+
+/// Has `replica` probed once it had its chance to answer: half the time to `deadline`, if that is less than
+/// [`FAIR_CHANCE`].
+async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>) -> Infallible {
+    let half = deadline.map(|end| end.saturating_duration_since(started) / 2);
+    sleep(half.map_or(FAIR_CHANCE, |half| half.min(FAIR_CHANCE))).await;
+    replica.probe_soon.notify_one();
+    pending().await
+}
+
+/// Returns once the exchange of `attempt` with replica `place` is better ended: the replica is unhealthy,
+/// another can serve, and to ask twice does no harm (RFC 9110 section 9.2.1) and is possible.
+async fn can_be_ended(pool: &Pool, place: usize, attempt: &Attempt) {
+    if attempt.fetch.parts.method.is_safe() {
+        pool.better_elsewhere(place, &attempt.avoid).await;
+        if attempt.body.is_available() {
+            return;
+        }
+    }
+    pending().await
 }

@@ -214,6 +214,9 @@ pub struct FailedAttempt {
     pub failure: Failure,
     /// The replica (by index in its upstream) that is to blame; `None` when none was tried.
     pub replica: Option<usize>,
+    /// Whether the attempt was ended while it still waited, because its replica had become unhealthy and
+    /// another can serve.
+    pub replica_unhealthy: bool,
 }
 
 /// An attempt with the replica that was chosen for it.

@@ -2,6 +2,7 @@
 //!
 //! [`Fake`] stands for the next stage, [`Names`] for the name service; time is paused, so hours pass at once.
 
+mod frozen;
 mod names;
 
 use std::io;
@@ -73,9 +74,10 @@ impl Fake {
             fetch,
             endpoint,
             slot,
-            ..
+            body,
         } = dispatch;
         let mood = self.moods.lock()[endpoint.replica];
+        let _sent = body.take();
         if slot.is_some() {
             let target = fetch.parts.uri.to_string();
             self.served.lock().push((endpoint.replica, target));
@@ -199,10 +201,21 @@ impl Rig {
         avoid: &[usize],
         total: Option<u64>,
     ) -> Result<Response<Body>, FailedAttempt> {
-        let total = total.map(Duration::from_secs);
+        let request = Request::get(path).body(Body::Empty).unwrap();
+        self.send_request(request, avoid, total.map(Duration::from_secs))
+            .await
+    }
+
+    async fn send_request(
+        &self,
+        request: Request<Body>,
+        avoid: &[usize],
+        total: Option<Duration>,
+    ) -> Result<Response<Body>, FailedAttempt> {
+        let (parts, body) = request.into_parts();
         let attempt = Attempt {
             fetch: Arc::new(FetchHead {
-                parts: Request::get(path).body(()).unwrap().into_parts().0,
+                parts,
                 client: Client {
                     peer: "127.0.0.1:1".parse().unwrap(),
                     tls: false,
@@ -214,7 +227,7 @@ impl Rig {
                 timeouts: Timeouts { total, idle: None },
                 deadline: total.map(|total| Clock::System.now().monotonic + total),
             }),
-            body: BodySlot::new(Body::Empty),
+            body: BodySlot::new(body),
             number: 0,
             avoid: avoid.into(),
         };
