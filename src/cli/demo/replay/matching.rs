@@ -29,6 +29,8 @@ const SELECTING: [&str; 11] = [
 const SELECTING_WEIGHT: i64 = 100;
 /// How much an equal body counts: more than all fields together.
 const BODY_WEIGHT: i64 = 1_000_000;
+/// How much it counts that both want a stream, or neither does.
+const MODE_WEIGHT: i64 = 10_000;
 
 /// A record and what of it a response needs over and over.
 #[derive(Debug)]
@@ -43,15 +45,20 @@ struct Candidate {
 pub(super) struct Library {
     candidates: Vec<Candidate>,
     by_target: HashMap<(String, String), Vec<usize>>,
+    /// The same without the query, for who asks with a parameter that was not captured.
+    by_path: HashMap<(String, String), Vec<usize>>,
 }
 
 impl Library {
     pub(super) fn new(records: Vec<Record>) -> Self {
         let mut by_target: HashMap<_, Vec<usize>> = HashMap::new();
+        let mut by_path: HashMap<_, Vec<usize>> = HashMap::new();
         for (index, record) in records.iter().enumerate() {
             let target = origin_form(&record.request.path).to_owned();
-            let key = (record.request.method.clone(), target);
-            by_target.entry(key).or_default().push(index);
+            let method = record.request.method.clone();
+            let path = without_query(&target).to_owned();
+            by_path.entry((method.clone(), path)).or_default().push(index);
+            by_target.entry((method, target)).or_default().push(index);
         }
         let candidates = records
             .into_iter()
@@ -69,6 +76,7 @@ impl Library {
         Self {
             candidates,
             by_target,
+            by_path,
         }
     }
 
@@ -84,10 +92,15 @@ impl Library {
 
     /// The record that answers `request`, if one does.
     pub(super) fn find(&self, request: &Request) -> Option<&Record> {
-        let key = (request.method.clone(), origin_form(&request.target).to_owned());
-        let scored: Vec<(i64, &Candidate)> = self
-            .by_target
-            .get(&key)?
+        let target = origin_form(&request.target);
+        let exact = (request.method.clone(), target.to_owned());
+        let roughly = (request.method.clone(), without_query(target).to_owned());
+        self.best(self.by_target.get(&exact), request)
+            .or_else(|| self.best(self.by_path.get(&roughly), request))
+    }
+
+    fn best(&self, among: Option<&Vec<usize>>, request: &Request) -> Option<&Record> {
+        let scored: Vec<(i64, &Candidate)> = among?
             .iter()
             .filter_map(|index| self.candidates.get(*index))
             .filter_map(|candidate| Some((score(candidate, request)?, candidate)))
@@ -100,6 +113,10 @@ impl Library {
             .get(turn % equals.len())
             .map(|(_, candidate)| &candidate.record)
     }
+}
+
+fn without_query(target: &str) -> &str {
+    target.split_once('?').map_or(target, |(path, _)| path)
 }
 
 /// How well a record answers a request; nothing when it answers somebody else.
@@ -116,8 +133,10 @@ fn score(candidate: &Candidate, request: &Request) -> Option<i64> {
         .map(|(name, _)| if equal(name) { 1 } else { -1 })
         .sum();
     let body = i64::from(candidate.body == request.body);
+    let streams = |body: &[u8]| memchr::memmem::find(body, b"\"streaming\"").is_some();
+    let mode = i64::from(streams(&candidate.body) == streams(&request.body));
     let version = i64::from(captured.http_version == request.version);
-    Some(body * BODY_WEIGHT + selecting * SELECTING_WEIGHT + others + version)
+    Some(body * BODY_WEIGHT + mode * MODE_WEIGHT + selecting * SELECTING_WEIGHT + others + version)
 }
 
 /// A target without the scheme and authority that RFC 9112 section 3.2.2 allows.
@@ -130,7 +149,41 @@ fn origin_form(target: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Framing;
     use super::*;
+
+    #[test]
+    fn a_client_library_that_asks_a_little_otherwise_gets_the_page_and_a_stream_when_it_wants_one() {
+        let jsonl = include_str!("../exchanges.jsonl");
+        let library = Library::new(super::super::records(jsonl, ""));
+        let ask = |method: &str, target: &str, body: &str| {
+            let request = Request {
+                method: method.into(),
+                target: target.into(),
+                version: "HTTP/1.1".into(),
+                fields: vec![(
+                    "Authorization".into(),
+                    "Bearer app-GHrAtfIBFSM66PQyLXD0FfZE".into(),
+                )],
+                body: body.into(),
+            };
+            library.find(&request).map(|record| record.response.framing)
+        };
+        assert_eq!(
+            ask("GET", "/v1/parameters?user=somebody", ""),
+            Some(Framing::ContentLength)
+        );
+        assert_eq!(ask("GET", "/v1/parameters/x", ""), None);
+        let chat = |mode: &str| format!("{{\"query\": \"new\", \"response_mode\": \"{mode}\"}}");
+        assert_eq!(
+            ask("POST", "/v1/chat-messages", &chat("streaming")),
+            Some(Framing::Chunked)
+        );
+        assert_eq!(
+            ask("POST", "/v1/chat-messages", &chat("blocking")),
+            Some(Framing::ContentLength)
+        );
+    }
 
     #[test]
     fn an_absolute_target_is_the_same_as_its_path() {
