@@ -333,20 +333,18 @@ impl<IO: Transport> Screen<IO> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 
-    fn note_move(&mut self, wrote: &Poll<io::Result<usize>>) {
-        if wrote.is_ready() {
-            self.moved = self.now();
-        }
-    }
-
-    /// Measures how long what goes out has been stuck. Over TLS it is the flush that is stuck.
-    fn note_write<T>(&mut self, cx: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn note_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        wrote: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if self.mode == Mode::Tunnel {
             return wrote;
         }
         match wrote {
             Poll::Ready(result) => {
                 self.blocked_since = None;
+                self.moved = self.now();
                 Poll::Ready(result)
             }
             Poll::Pending => {
@@ -380,7 +378,6 @@ impl<IO: Transport> AsyncRead for Screen<IO> {
 impl<IO: Transport> AsyncWrite for Screen<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.note_move(&wrote);
         self.note_write(cx, wrote)
     }
 
@@ -390,7 +387,6 @@ impl<IO: Transport> AsyncWrite for Screen<IO> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.note_move(&wrote);
         self.note_write(cx, wrote)
     }
 
@@ -399,8 +395,7 @@ impl<IO: Transport> AsyncWrite for Screen<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.note_write(cx, flushed)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
