@@ -19,6 +19,7 @@ use super::decide::{Classifier, Decision};
 use super::{body_peek, user};
 use crate::config::Config;
 use crate::config::listen::BodyLimits;
+use crate::types::outcome::Known;
 use crate::types::request::{CacheClass, ClassifiedRequest, Client};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
@@ -135,7 +136,7 @@ where
 impl Shared {
     fn classify(&self, request: Request<Body>) -> Result<(Decision, Unclassified), Failure> {
         let started = self.clock.now().monotonic;
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let path = parts.uri.path();
         let mut decision = self
             .classifier
@@ -143,6 +144,9 @@ impl Shared {
         if decision.cache != CacheClass::Never && !body.is_empty() {
             // A read with a body may be answered according to it.
             decision.never_cached();
+        }
+        if let Some(known) = parts.extensions.remove::<Known>() {
+            known.set(decision.outcome());
         }
         let limit = BodyLimit::of(decision.class, &self.limits);
         let body = limit.apply(&parts.headers, body).map_err(|mut failure| {

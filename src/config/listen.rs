@@ -69,7 +69,8 @@ pub struct LimitsConfig {
     pub uri_bytes: Size,
     /// From a request's first byte to the end of its head (408). Default 10s.
     pub header_read: Span,
-    /// How long a connection may be idle between requests. Default 75s.
+    /// How long a connection may be idle between requests, and how long a client may take nothing of an answer.
+    /// Default 75s.
     pub idle: Span,
     /// A request body slower than this for `body_grace` is given up (408); bytes per second. Default 512.
     pub body_rate: Size,

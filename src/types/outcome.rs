@@ -1,5 +1,6 @@
 //! What is known about a request once it is over: the closed labels of metrics and the access log.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::ids::Principal;
@@ -80,6 +81,24 @@ pub struct Outcome {
     pub principal: Option<Principal>,
     /// Time the request waited for a slot, spent connecting and waited for the first byte.
     pub phases: Phases,
+}
+
+/// Where `classify` leaves what it knows for the record of a request that no answer will come to. An extension
+/// of the request.
+#[derive(Debug, Clone, Default)]
+pub struct Known(Arc<OnceLock<Outcome>>);
+
+impl Known {
+    /// Leaves `outcome`; the first one counts.
+    pub fn set(&self, outcome: Outcome) {
+        // Nothing is lost: the answer has its own.
+        let _ = self.0.set(outcome);
+    }
+
+    /// What was left.
+    pub fn get(&self) -> Option<Outcome> {
+        self.0.get().copied()
+    }
 }
 
 /// How long each phase of an upstream exchange took; zero for a hit.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use tokio::time::Instant;
 
@@ -15,7 +16,7 @@ use super::link::Active;
 use super::metrics::{GaugeGuard, Phase, WireMetrics};
 use crate::config::{AccessLog, LogConfig};
 use crate::types::Outcome;
-use crate::types::outcome::{CacheOutcome, Phases, RouteClass};
+use crate::types::outcome::{CacheOutcome, Known, Phases, RouteClass};
 use crate::types::time::Clock;
 
 /// The status in the log of a request that nobody waited for.
@@ -53,6 +54,8 @@ pub(super) struct Record {
     trace: Option<String>,
     pub(super) status: u16,
     pub(super) outcome: Option<Outcome>,
+    /// What is known if no answer comes.
+    pub(super) known: Known,
     pub(super) bytes: u64,
     pub(super) end: End,
     pub(super) stream: Option<GaugeGuard>,
@@ -89,25 +92,19 @@ impl Ledger {
 }
 
 impl Record {
-    pub(super) fn new(
-        ledger: &Arc<Ledger>,
-        active: Active,
-        peer: IpAddr,
-        method: &Method,
-        version: Version,
-        headers: &HeaderMap,
-    ) -> Self {
+    pub(super) fn new(ledger: &Arc<Ledger>, active: Active, peer: IpAddr, request: &Parts) -> Self {
         Self {
             started: ledger.clock.now().monotonic,
             peer,
-            method: method.clone(),
-            version,
+            method: request.method.clone(),
+            version: request.version,
             trace: match ledger.access {
                 AccessLog::Off => None,
-                _ => trace_id(headers),
+                _ => trace_id(&request.headers),
             },
             status: CLIENT_GONE,
             outcome: None,
+            known: Known::default(),
             bytes: 0,
             end: End::Cancelled,
             stream: None,
@@ -153,6 +150,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        self.outcome = self.outcome.or_else(|| self.known.get());
         let took = self
             .ledger
             .clock

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use super::listener::Slot;
 use super::metrics::Protocol;
 use super::screen::{Screen, ScreenSetup, Transport};
 use super::service::{self, Context};
+use super::stall::Streams;
 use crate::config::LimitsConfig;
 use crate::types::request::Client;
 use crate::types::{Body, Failure};
@@ -172,7 +173,8 @@ where
     let link = context.link.clone();
     let opened = shared.ledger.clock.now().monotonic;
     let service = service_fn(move |request| service::serve(context.clone(), stack.clone(), request));
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let clock = shared.ledger.clock.clone();
+    let mut builder = http2::Builder::new(Streams { clock, idle });
     let list_bytes = limits.header_bytes.0.saturating_add(limits.uri_bytes.0);
     builder
         .timer(TokioTimer::new())
@@ -187,9 +189,13 @@ where
     let mut connection = pin!(builder.serve_connection(TokioIo::new(screen), service));
     let mut draining = false;
     loop {
-        let rested = link.resting_since(opened);
-        let now = shared.ledger.clock.now().monotonic;
-        let left = rested.map_or(idle, |since| (since + idle).saturating_duration_since(now));
+        // What is left of answers that are complete is the client's to take; it has as long again for it.
+        let patience = if draining { 2 * idle } else { idle };
+        let left = || {
+            let now = shared.ledger.clock.now().monotonic;
+            let rested = link.resting_since(opened);
+            rested.map_or(idle, |since| (since + patience).saturating_duration_since(now))
+        };
         tokio::select! {
             biased;
             ended = connection.as_mut() => {
@@ -198,12 +204,17 @@ where
                 }
                 return;
             }
-            () = shared.drain.cancelled(), if !draining => draining = true,
-            () = sleep(left), if !draining => match link.resting_since(opened) {
-                Some(since) if since + idle <= shared.ledger.clock.now().monotonic => draining = true,
-                _ => continue,
-            },
+            () = shared.drain.cancelled(), if !draining => {}
+            () = sleep(left()) => {
+                if !left().is_zero() {
+                    continue;
+                }
+                if draining {
+                    return;
+                }
+            }
         }
+        draining = true;
         connection.as_mut().graceful_shutdown();
     }
 }

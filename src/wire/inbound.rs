@@ -26,8 +26,6 @@ enum Progress {
     Complete,
     /// It broke off.
     Failed(Failure),
-    /// Nobody wanted the rest.
-    Dropped,
 }
 
 /// Tells the service what became of the body that it gave away.
@@ -40,13 +38,6 @@ impl Watch {
         self.0
             .as_ref()
             .is_none_or(|progress| matches!(*progress.lock(), Progress::Complete))
-    }
-
-    /// Whether nobody will take the rest.
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.0
-            .as_ref()
-            .is_some_and(|progress| matches!(*progress.lock(), Progress::Dropped | Progress::Failed(_)))
     }
 
     /// Why it broke off.
@@ -162,6 +153,10 @@ impl http_body::Body for Inbound {
                 {
                     return self.fail(failure);
                 }
+                if frame.is_trailers() || self.inner.is_end_stream() {
+                    // It may not be asked again.
+                    *self.progress.lock() = Progress::Complete;
+                }
                 let now = self.clock.now().monotonic;
                 self.pace.received(now, frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(Ok(frame)))
@@ -198,17 +193,5 @@ impl http_body::Body for Inbound {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
-    }
-}
-
-impl Drop for Inbound {
-    fn drop(&mut self) {
-        if !self.over {
-            *self.progress.lock() = if self.inner.is_end_stream() {
-                Progress::Complete
-            } else {
-                Progress::Dropped
-            };
-        }
     }
 }

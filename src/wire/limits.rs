@@ -72,7 +72,7 @@ pub(super) fn check_method(method: &[u8]) -> Result<(), Failure> {
 /// in it the authority is.
 pub(super) fn check_target(method: &[u8], target: &[u8]) -> Result<Option<Range<usize>>, Failure> {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-_.~%?=&+,:;@!$'()*".contains(byte);
-    let wrong = || malformed("the request target is not valid");
+    let wrong = || wrong_target(target);
     if target.first() == Some(&b'/') {
         // What is rarely seen is left to the parser that will read it; a fragment it would cut off.
         let good = target.iter().all(plain)
@@ -101,6 +101,17 @@ pub(super) fn check_target(method: &[u8], target: &[u8]) -> Result<Option<Range<
     let good =
         !target.contains(&b'#') && is_host(&target[authority.clone()]) && Uri::try_from(target).is_ok();
     if good { Ok(Some(authority)) } else { Err(wrong()) }
+}
+
+/// Names the character that a client should have encoded (RFC 3986 section 2), if there is one.
+fn wrong_target(target: &[u8]) -> Failure {
+    let forbidden = |byte: &&u8| !byte.is_ascii_graphic() || b"\"#<>\\^`{|}".contains(byte);
+    match target.iter().find(forbidden) {
+        Some(byte) => malformed(format!(
+            "the request target is not valid: a character in it has to be written as `%{byte:02X}`"
+        )),
+        None => malformed("the request target is not valid"),
+    }
 }
 
 /// A `Content-Length` in plain digits (RFC 9110 section 8.6).

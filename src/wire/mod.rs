@@ -1,7 +1,7 @@
 //! Stage `wire`: the connections of clients, and HTTP on them.
 //!
 //! `listener` accepts, `tls` encrypts, `connection` drives HTTP/1 or HTTP/2 by hyper; `screen` judges raw
-//! HTTP/1 before hyper sees it, `limits` both protocols. `service` hands requests to the stages as
+//! HTTP/1 before hyper sees it, `limits` both protocols; `stall` ends HTTP/2 streams that nobody reads. `service` hands requests to the stages as
 //! `http::Request<Body>` with a [`Client`](crate::types::request::Client) among the extensions, in origin
 //! form and with the authority in one `Host` field, whatever the client spoke. `respond` turns failures into
 //! answers; `access_log` and `metrics` keep the books.
@@ -17,6 +17,7 @@ mod outgoing;
 pub mod respond;
 mod screen;
 mod service;
+mod stall;
 mod tls;
 
 #[cfg(test)]

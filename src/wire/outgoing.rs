@@ -1,4 +1,7 @@
-//! The response's body on its way out: keeps the record of a streaming answer open until its end is known.
+//! The response's body on its way out: keeps the record of an answer open until its end is known.
+//!
+//! An answer that fits into one piece is as good as sent. Of a longer one HTTP/2 gets a piece at a time, so that
+//! `stall` sees whether the client takes any.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,12 +12,17 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use super::access_log::{End, Record};
 use super::link::Link;
+use super::stall;
 use crate::types::{Body, Failure};
 
 /// What hyper sends.
 pub(super) struct Outgoing {
     body: Body,
-    /// Open while a stream goes on; closed already for content that is at hand.
+    /// What the body gave and was not handed out yet.
+    rest: Bytes,
+    /// Whether content is handed out in pieces.
+    in_pieces: bool,
+    /// Open while the answer goes on; closed already for a short one that is at hand.
     record: Option<Box<Record>>,
     length: Option<u64>,
     /// Why the content broke off, until what came before has had a chance to be sent.
@@ -24,25 +32,45 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Closes the record at once, or with the end of a streaming body. `reset` is the connection to reset
-    /// when the content breaks off and its length was not announced.
-    pub(super) fn new(body: Body, mut record: Record, reset: Option<Arc<Link>>) -> Self {
+    /// Closes the record at once, or with the end of a body that is long or not here yet. `in_pieces` is for
+    /// HTTP/2; `reset` is the connection to reset when the content breaks off and its length was not announced.
+    pub(super) fn new(body: Body, mut record: Record, in_pieces: bool, reset: Option<Arc<Link>>) -> Self {
         let length = body.size_hint().exact();
-        let record = match body {
-            Body::Stream(_) if !body.is_empty() => Some(Box::new(record)),
-            _ => {
-                record.bytes = length.unwrap_or_default();
-                record.end = End::Completed;
-                None
-            }
+        let at_hand = match &body {
+            Body::Empty => true,
+            Body::Full(bytes) => bytes.len() <= stall::PIECE,
+            Body::Stream(_) => body.is_empty(),
+        };
+        let record = if at_hand {
+            record.bytes = length.unwrap_or_default();
+            record.end = End::Completed;
+            None
+        } else {
+            Some(Box::new(record))
         };
         Self {
             body,
+            rest: Bytes::new(),
+            in_pieces,
             record,
             length,
             failure: None,
             reset,
         }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        if self.rest.is_empty() {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) if self.in_pieces => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                polled => return polled,
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(stall::PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
 
@@ -57,7 +85,8 @@ impl http_body::Body for Outgoing {
         if let Some(failure) = self.failure.take() {
             return Poll::Ready(Some(Err(failure)));
         }
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let polled = self.poll_piece(cx);
+        stall::note(matches!(polled, Poll::Ready(Some(Ok(_)))));
         if let Poll::Ready(Some(Err(failure))) = polled {
             if let Some(mut record) = self.record.take() {
                 record.end = End::Failed;
@@ -87,19 +116,26 @@ impl http_body::Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.failure.is_none() && self.body.is_end_stream()
+        self.failure.is_none() && self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower() + rest);
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
     }
 }
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
+        let ended = http_body::Body::is_end_stream(self);
         // hyper does not ask again after the last announced byte.
         if let Some(record) = &mut self.record
-            && (self.body.is_end_stream() || self.length == Some(record.bytes))
+            && (ended || self.length == Some(record.bytes))
         {
             record.end = End::Completed;
         }

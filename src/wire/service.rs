@@ -46,14 +46,8 @@ where
     let (mut parts, incoming) = request.into_parts();
     let active = Active::new(context.link.clone(), context.ledger.clock.clone());
     let peer = context.client.ip();
-    let record = Record::new(
-        &context.ledger,
-        active,
-        peer,
-        &parts.method,
-        parts.version,
-        &parts.headers,
-    );
+    let record = Record::new(&context.ledger, active, peer, &parts);
+    parts.extensions.insert(record.known.clone());
     let (method, version) = (parts.method.clone(), parts.version);
     let prepared = match refusal {
         Some(failure) => Err(failure),
@@ -118,7 +112,6 @@ fn finish(
     version: Version,
     context: &Context,
 ) -> Response<Outgoing> {
-    let failed = result.is_err();
     let mut response = match result {
         Ok(response) => {
             record.outcome = response.extensions().get::<Outcome>().copied();
@@ -141,8 +134,8 @@ fn finish(
         }
     };
     record.status = response.status().as_u16();
-    let unread = watch.is_abandoned() || failed && !watch.is_complete();
-    if unread && version < Version::HTTP_2 {
+    // Nobody may take the rest of the request, and what is left of it is not the next one.
+    if !watch.is_complete() && version < Version::HTTP_2 {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -168,5 +161,6 @@ fn finish(
     }
     // Without chunks, the content of an HTTP/1.0 answer may end with the connection.
     let reset = (version == Version::HTTP_10).then(|| context.link.clone());
-    response.map(|body| Outgoing::new(body, record, reset))
+    let in_pieces = version == Version::HTTP_2;
+    response.map(|body| Outgoing::new(body, record, in_pieces, reset))
 }

@@ -13,7 +13,7 @@ use tower::{Layer, Service, ServiceExt};
 use super::{config, decide, ends};
 use crate::classify::ClassifyLayer;
 use crate::types::ids::{Tag, TagKind};
-use crate::types::outcome::RouteClass;
+use crate::types::outcome::{Known, RouteClass};
 use crate::types::request::{CacheClass, ClassifiedRequest, Client};
 use crate::types::time::Clock;
 use crate::types::units::Size;
@@ -179,4 +179,27 @@ async fn a_route_to_nowhere_is_an_error_when_the_layer_is_made() {
     });
     let error = ClassifyLayer::new(&config, Clock::System).unwrap_err();
     assert!(error.contains("nobody"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_decided_is_known_before_there_is_an_answer() {
+    // Stops while it waits for the body, and while it waits for the answer.
+    for body in [
+        Body::stream(StreamBody::new(futures_util::stream::pending())),
+        Body::Empty,
+    ] {
+        let known = Known::default();
+        let mut request = chat(5, body);
+        request.extensions_mut().insert(known.clone());
+        let layer = ClassifyLayer::new(&config(), Clock::System).unwrap();
+        let never = |_: ClassifiedRequest| std::future::pending::<Result<Response<Body>, Failure>>();
+        let answer = layer.layer(tower::service_fn(never)).oneshot(request);
+        assert!(futures_util::FutureExt::now_or_never(answer).is_none());
+        let outcome = known.get().unwrap();
+        assert_eq!(
+            (outcome.class, outcome.template),
+            (RouteClass::Generation, "/v1/chat-messages")
+        );
+        assert!(outcome.principal.is_some());
+    }
 }

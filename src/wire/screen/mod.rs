@@ -86,6 +86,8 @@ pub(super) struct Screen<IO: Transport> {
     head_since: Option<(u64, Instant)>,
     moved: Instant,
     blocked_since: Option<Instant>,
+    /// Until when a close that is stuck is waited for.
+    closing: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
     stop: CancellationToken,
     stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -134,6 +136,7 @@ impl<IO: Transport> Screen<IO> {
             idle,
             timer: Box::pin(sleep(idle)),
             blocked_since: None,
+            closing: None,
             linger: None,
             stop: setup.stop,
             stopped: None,
@@ -398,7 +401,12 @@ impl<IO: Transport> AsyncWrite for Screen<IO> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.linger.is_none() {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if Pin::new(&mut this.io).poll_shutdown(cx)?.is_pending() {
+                let idle = this.idle;
+                let until = this.closing.get_or_insert_with(|| Box::pin(sleep(idle)));
+                ready!(until.as_mut().poll(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
             if !this.is_mid_message() {
                 return Poll::Ready(Ok(()));
             }

@@ -275,6 +275,16 @@ fn refused() -> Vec<(String, FailureKind, &'static str)> {
             "target is not valid",
         ),
         (
+            head(&["GET /a?b=<c HTTP/1.1", "Host: h"]),
+            Malformed,
+            "has to be written as `%3C`",
+        ),
+        (
+            head(&["GET http://h/a?b=\"c HTTP/1.1", "Host: h"]),
+            Malformed,
+            "has to be written as `%22`",
+        ),
+        (
             head(&["GET a HTTP/1.1", "Host: h"]),
             Malformed,
             "target is not valid",

@@ -281,3 +281,61 @@ async fn http_1_0_is_served_with_and_without_host() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_before_the_end_of_the_body_says_that_the_connection_closes() {
+    for (length, closes) in [(3, false), (10, true)] {
+        let mut peer = Rig::new().connect();
+        peer.send(format!(
+            "POST /early?3 HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\nabc"
+        ))
+        .await;
+        let reply = peer.reply().await;
+        assert_eq!(reply.body, "early");
+        assert_eq!(
+            reply.head.contains("Connection: close\r\n"),
+            closes,
+            "{}",
+            reply.head
+        );
+        if !closes {
+            assert_eq!(peer.get("/hello").await.body, "hello");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_nobody_waited_for_is_counted_as_what_it_was() {
+    let rig = Rig::new();
+    let mut peer = rig.connect();
+    peer.send("GET /known HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    sleep(Duration::from_secs(1)).await;
+    drop(peer);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        rig.metric("dify_edge_requests_total", &["metadata", "none", "4xx"]),
+        1.0
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_in_small_letters_is_another_method() {
+    let mut peer = Rig::new().connect();
+    for method in ["get", "Get", "head", "options", "connect"] {
+        peer.send(format!("{method} /head HTTP/1.1\r\nHost: h\r\n\r\n"))
+            .await;
+        let reply = peer.reply().await;
+        assert!(
+            reply.body.starts_with(&format!("{method} /head ")),
+            "{}",
+            reply.body
+        );
+    }
+    peer.send("options * HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(peer.refusal().await.0, 400);
+    // The refusal of what is not HEAD has content.
+    let mut peer = Rig::new().connect();
+    peer.send("head /hello HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n")
+        .await;
+    assert_eq!(peer.refusal().await.1, "`Host` is repeated");
+}

@@ -167,6 +167,7 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
 }
 
 const RST_STREAM: u8 = 3;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 
 #[tokio::test(start_paused = true)]
@@ -238,5 +239,77 @@ async fn a_client_that_does_not_read_is_cut_off() {
     sleep(Duration::from_secs(70)).await;
     assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 1.0);
     sleep(Duration::from_secs(8)).await;
+    assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_nobody_reads_is_reset_and_the_connection_goes_on() {
+    for path in ["/big", "/full?8000000"] {
+        let rig = Rig::new();
+        let mut client = rig.connect().h2().await;
+        let get = |path: &str| Request::get(format!("http://h{path}")).body(Body::Empty).unwrap();
+        let unread = client.send_request(get(path)).await.unwrap();
+        sleep(Duration::from_secs(74)).await;
+        assert_eq!(rig.metric("dify_edge_requests_total", &[]), 0.0, "{path}");
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(rig.metric("dify_edge_requests_total", &[]), 1.0, "{path}");
+        assert_eq!(
+            text(client.send_request(get("/hello")).await.unwrap()).await,
+            "hello"
+        );
+        assert!(unread.into_body().collect().await.is_err(), "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_little_at_a_time_is_served_until_it_stops() {
+    let rig = Rig::new();
+    let mut peer = rig.connect();
+    let more = 16_384_u32.to_be_bytes();
+    let window = [&[0, 4], &more[..]].concat();
+    let request = headers(1, "/big", &[]);
+    peer.send([PREFACE.as_bytes(), &frame(4, 0, 0, &window), &request].concat())
+        .await;
+    let mut taken = 0;
+    let mut reset = None;
+    for second in (5..1300).step_by(5) {
+        sleep(Duration::from_secs(5)).await;
+        let mut here = vec![0; 1 << 20];
+        let read = futures_util::FutureExt::now_or_never(peer.io.read(&mut here));
+        here.truncate(read.map_or(0, Result::unwrap));
+        for (kind, stream, payload) in frames(&here) {
+            match kind {
+                0 => taken += payload.len(),
+                PING => peer.send(frame(PING, 1, 0, &payload)).await,
+                RST_STREAM => reset = Some((stream, payload, second)),
+                _ => {}
+            }
+        }
+        if second % 60 == 0 && second <= 1200 {
+            peer.send([frame(8, 0, 0, &more), frame(8, 0, 1, &more)].concat())
+                .await;
+        }
+    }
+    assert_eq!(taken, 21 * 16_384);
+    // CANCEL
+    assert_eq!(reset, Some((1, 8_u32.to_be_bytes().to_vec(), 1280)));
+    assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_answer_that_nobody_takes_ends_the_idle_connection() {
+    let rig = Rig::new();
+    let (mut client, connection) =
+        hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+            .initial_stream_window_size(100)
+            .handshake(TokioIo::new(rig.connect().io))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://h/full?10000").body(Body::Empty).unwrap();
+    let _unread = client.send_request(request).await.unwrap();
+    sleep(Duration::from_secs(149)).await;
+    assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 1.0);
+    sleep(Duration::from_secs(2)).await;
     assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 0.0);
 }

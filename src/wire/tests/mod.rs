@@ -25,7 +25,7 @@ use super::metrics::WireMetrics;
 use super::screen::Transport;
 use crate::config::{AccessLog, Config};
 use crate::types::ids::Principal;
-use crate::types::outcome::{CacheOutcome, Phases, RouteClass};
+use crate::types::outcome::{CacheOutcome, Known, Phases, RouteClass};
 use crate::types::request::Client;
 use crate::types::time::Clock;
 use crate::types::units::{Size, Span};
@@ -77,6 +77,11 @@ impl Rig {
 
     fn connect_through(&self, capacity: usize) -> Peer<DuplexStream> {
         let (ours, theirs) = tokio::io::duplex(capacity);
+        self.serve(theirs);
+        Peer::new(ours)
+    }
+
+    fn serve(&self, io: impl Transport) {
         let shared = self.shared.clone();
         let client = Client {
             peer: ([192, 0, 2, 1], 1234).into(),
@@ -85,9 +90,8 @@ impl Rig {
         };
         tokio::spawn(async move {
             let stack = tower::service_fn(app);
-            connection::drive(theirs, Spoken::Unknown, client, None, stack, &shared).await;
+            connection::drive(io, Spoken::Unknown, client, None, stack, &shared).await;
         });
-        Peer::new(ours)
     }
 
     /// The value of a metric, summed over the series whose labels contain all of `labels`.
@@ -120,20 +124,39 @@ fn now() -> tokio::time::Instant {
 
 /// A stack that does what the path says.
 async fn app(request: Request<Body>) -> Result<Response<Body>, Failure> {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let query = parts.uri.query().unwrap_or("").to_owned();
     let length = |headers: &HeaderMap| headers.get(header::CONTENT_LENGTH).cloned();
     match parts.uri.path() {
         "/hello" => {
             let mut response = Response::new(Body::Full("hello".into()));
-            response.extensions_mut().insert(Outcome {
-                class: RouteClass::Metadata,
-                template: "/hello",
-                cache: CacheOutcome::Hit,
-                principal: Some(Principal([0xab; 16])),
-                phases: Phases::default(),
-            });
+            response.extensions_mut().insert(outcome(CacheOutcome::Hit));
             Ok(response)
+        }
+        // Says who asks for what, and goes on without end.
+        "/known" => {
+            parts
+                .extensions
+                .get::<Known>()
+                .unwrap()
+                .set(outcome(CacheOutcome::None));
+            std::future::pending().await
+        }
+        // So many bytes that are at hand.
+        "/full" => Ok(Response::new(Body::Full(
+            vec![b'x'; query.parse().unwrap()].into(),
+        ))),
+        // Answers when so many bytes of the body are here, and holds on to the body.
+        "/early" => {
+            let mut missing: usize = query.parse().unwrap();
+            while missing > 0 {
+                missing -= body.frame().await.unwrap()?.into_data().unwrap().len();
+            }
+            tokio::spawn(async move {
+                sleep(Duration::from_secs(1000)).await;
+                drop(body);
+            });
+            Ok(Response::new(Body::Full("early".into())))
         }
         "/slow" => {
             let seconds = query.parse().unwrap_or(1);
@@ -218,6 +241,16 @@ async fn app(request: Request<Body>) -> Result<Response<Body>, Failure> {
             );
             Err(Failure::new(FailureKind::NoRoute, "no such route"))
         }
+    }
+}
+
+fn outcome(cache: CacheOutcome) -> Outcome {
+    Outcome {
+        class: RouteClass::Metadata,
+        template: "/hello",
+        cache,
+        principal: Some(Principal([0xab; 16])),
+        phases: Phases::default(),
     }
 }
 

@@ -179,6 +179,22 @@ async fn content_without_a_length_that_breaks_off_ends_with_a_reset() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
+#[tokio::test]
+async fn a_socket_that_nobody_reads_from_is_closed() {
+    let edge = Edge::start(&config());
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut peer = Peer::new(socket.connect(edge.address).await.unwrap());
+    peer.send("GET /big HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    tokio::time::pause();
+    sleep(Duration::from_secs(70)).await;
+    assert_eq!(metric(&edge.registry, "dify_edge_connections", &["h1"]), 1.0);
+    assert_eq!(metric(&edge.registry, "dify_edge_requests_total", &[]), 0.0);
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(metric(&edge.registry, "dify_edge_requests_total", &[]), 1.0);
+    assert_eq!(metric(&edge.registry, "dify_edge_connections", &["h1"]), 0.0);
+}
+
 /// Writes a new certificate and key, and returns the certificate.
 fn write_certificate(files: &TlsConfig, age: Duration) -> CertificateDer<'static> {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();

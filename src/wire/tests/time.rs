@@ -1,5 +1,11 @@
 //! What is too slow, and what only looks like it.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::ReadBuf;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -124,4 +130,57 @@ async fn an_idle_http2_connection_is_closed_and_a_busy_one_is_not() {
     sleep(Duration::from_secs(5)).await;
     assert!(client.is_closed());
     assert_eq!(rig.metric("dify_edge_connections", &["h2"]), 0.0);
+}
+
+/// Takes all that is written, as TLS does, and brings none of it to the peer.
+struct Stuck {
+    io: DuplexStream,
+    /// Whether only the close is stuck.
+    flushes: bool,
+}
+
+impl Transport for Stuck {}
+
+impl AsyncRead for Stuck {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stuck {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.flushes {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_take_the_last_bytes_is_cut_off() {
+    for flushes in [false, true] {
+        let rig = Rig::new();
+        let (ours, theirs) = tokio::io::duplex(1024);
+        rig.serve(Stuck { io: theirs, flushes });
+        let mut peer = Peer::new(ours);
+        peer.send("GET /hello HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            .await;
+        sleep(Duration::from_secs(74)).await;
+        assert_eq!(rig.metric("dify_edge_connections", &["h1"]), 1.0, "{flushes}");
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(rig.metric("dify_edge_connections", &["h1"]), 0.0, "{flushes}");
+    }
 }
