@@ -15,7 +15,7 @@ pub type Upstreams = BTreeMap<String, UpstreamConfig>;
 pub struct UpstreamConfig {
     /// The replicas; at least one.
     pub replicas: Vec<ReplicaConfig>,
-    /// Tried only when no replica is healthy.
+    /// Tried when no replica is healthy, or when the only healthy one has just failed the request.
     pub standby: Vec<ReplicaConfig>,
     /// Connections to one replica.
     pub connections: ConnectionsConfig,
