@@ -59,7 +59,7 @@ impl Default for AdminConfig {
 pub struct LimitsConfig {
     /// Connections in all; further ones wait to be accepted. Default 10000.
     pub connections: usize,
-    /// Connections from one IP address; a further one gets 429. Default 1000.
+    /// Connections from one IP address that is not a trusted proxy's; a further one gets 429. Default 2000.
     pub connections_per_peer: usize,
     /// Header fields of a request (431). Default 100.
     pub header_count: usize,
@@ -89,7 +89,7 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             connections: 10_000,
-            connections_per_peer: 1_000,
+            connections_per_peer: 2_000,
             header_count: 100,
             header_bytes: Size::kib(32),
             uri_bytes: Size::kib(8),

@@ -168,7 +168,13 @@ where
                 .iter()
                 .any(|network| network.contains(&peer.ip().to_canonical())),
         };
-        let Some(place) = PeerSlot::take(&self.caps.peers, client.ip(), self.caps.per_peer) else {
+        // Behind the address of a trusted proxy are many clients.
+        let most = if client.trusted {
+            usize::MAX
+        } else {
+            self.caps.per_peer
+        };
+        let Some(place) = PeerSlot::take(&self.caps.peers, client.ip(), most) else {
             return self.turn_away(stream);
         };
         let slot = Slot {

@@ -55,6 +55,21 @@ impl Edge {
 }
 
 #[tokio::test]
+async fn a_trusted_proxy_has_as_many_connections_as_it_has_clients() {
+    let mut config = config();
+    config.limits.connections_per_peer = 1;
+    config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    let edge = Edge::start(&config);
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        peers.push(edge.connect().await);
+    }
+    for peer in &mut peers {
+        assert_eq!(peer.get("/hello").await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn one_peer_gets_429_beyond_its_cap_and_its_place_back_when_a_connection_ends() {
     let mut config = config();
     config.limits.connections_per_peer = 2;
