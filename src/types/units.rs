@@ -10,10 +10,23 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A length of time. Written `250ms`, `5s`, `10m`, `1h`, `2d`; a bare number is seconds.
+///
+/// ```
+/// use dify_edge::types::units::Span;
+/// assert_eq!("90s".parse(), Ok(Span::secs(90)));
+/// assert_eq!(Span::secs(120).to_string(), "2m");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-/// A number of bytes. Written `4096`, `64KiB`, `256MiB`, `1GiB` (powers of 1024) or `64kB`, `1MB`, `1GB` (of 1000).
+/// A number of bytes.
+///
+/// ```
+/// use dify_edge::types::units::Size;
+/// assert_eq!("64KiB".parse(), Ok(Size(65_536)));
+/// ```
+///
+/// Written `4096`, `64KiB`, `256MiB`, `1GiB` (powers of 1024) or `64kB`, `1MB`, `1GB` (of 1000).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
