@@ -290,7 +290,9 @@ where
         };
         if let Some(entry) = shared.l1.get(&key) {
             let ttl = entry.ttl(now);
-            if ttl.is_zero() || !shared.tags.is_current(&entry.versions) {
+            if control.no_cache {
+                // Not even somebody else's fetch will do.
+            } else if ttl.is_zero() || !shared.tags.is_current(&entry.versions) {
                 forward = Forward::Stale;
             } else if needs_origin(&request.parts.headers, &entry.headers) {
                 return self.pass(request, outcome, Forward::Request, "condition");

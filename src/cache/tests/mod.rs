@@ -246,6 +246,27 @@ async fn a_file_that_the_origin_lets_us_keep_is_fetched_once_and_an_unknown_path
 }
 
 #[tokio::test]
+async fn a_request_that_refuses_stored_answers_does_not_wait_for_a_fetch_that_is_under_way() {
+    let bench = Bench::gated(numbered);
+    bench.open(1);
+    bench.get("/v1/info").await;
+    bench.time.advance(Duration::from_secs(61));
+    let waiting = tokio::spawn(bench.send(get("/v1/info")));
+    bench.settle().await;
+    let mut renewing = get("/v1/info");
+    renewing
+        .parts
+        .headers
+        .insert("cache-control", "no-cache".parse().expect("value"));
+    let renewing = tokio::spawn(bench.send(renewing));
+    bench.settle().await;
+    assert_eq!(bench.calls(), 3);
+    bench.open(2);
+    waiting.await.expect("joined").expect("an answer");
+    renewing.await.expect("joined").expect("an answer");
+}
+
+#[tokio::test]
 async fn the_fetch_goes_on_when_the_client_that_began_it_leaves() {
     let bench = Bench::gated(numbered);
     let first = tokio::spawn(bench.send(get("/v1/info")));
