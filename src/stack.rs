@@ -61,7 +61,7 @@ pub fn build(
     let metric = |error: prometheus::Error| format!("metrics: {error}");
 
     // http::Request: which route, whose answer, what depends on it
-    let classify = ClassifyLayer::new(config, clock.clone())?;
+    let classify = ClassifyLayer::new(config)?;
     // ClassifiedRequest: from memory, or one fetch for all who wait
     let cache = CacheLayer::new(
         config.cache.clone(),

@@ -13,7 +13,7 @@ use dify_edge::resilience::{Retry, RetryLayer, RetryMetrics};
 use dify_edge::routing::control::RoutingControl;
 use dify_edge::routing::{Routing, RoutingLayer, RoutingMetrics};
 use dify_edge::types::outcome::RouteClass;
-use dify_edge::types::request::{Client, FetchRequest, Lane, Timeouts, UpstreamId};
+use dify_edge::types::request::{Client, FetchHead, FetchRequest, Lane, Timeouts, UpstreamId};
 use dify_edge::types::time::Clock;
 use dify_edge::types::units::Ratio;
 use dify_edge::types::{Body, Failure};
@@ -117,27 +117,23 @@ fn path(addresses: &[SocketAddr], slots: usize) -> Path {
 impl Path {
     async fn fetch(&self, request: Request<Body>) -> Result<Bytes, Failure> {
         let (parts, body) = request.into_parts();
-        let response: Response<Body> = self
-            .service
-            .clone()
-            .call(FetchRequest {
-                parts,
-                body,
-                client: Client {
-                    peer: "203.0.113.7:4711".parse().unwrap(),
-                    tls: false,
-                    trusted: false,
-                },
-                upstream: UpstreamId(0),
-                class: RouteClass::Passthrough,
-                lane: Lane::Interactive,
-                timeouts: Timeouts {
-                    total: None,
-                    idle: None,
-                },
-                deadline: None,
-            })
-            .await?;
+        let head = FetchHead {
+            parts,
+            client: Client {
+                peer: "203.0.113.7:4711".parse().unwrap(),
+                tls: false,
+                trusted: false,
+            },
+            upstream: UpstreamId(0),
+            class: RouteClass::Passthrough,
+            lane: Lane::Interactive,
+            timeouts: Timeouts {
+                total: None,
+                idle: None,
+            },
+            deadline: None,
+        };
+        let response: Response<Body> = self.service.clone().call(FetchRequest { head, body }).await?;
         Ok(response.into_body().collect().await?.to_bytes())
     }
 }

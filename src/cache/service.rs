@@ -28,7 +28,7 @@ use crate::config::CacheConfig;
 use crate::types::failure::Origin;
 use crate::types::ids::Principal;
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
-use crate::types::request::{CacheClass, ClassifiedRequest, FetchRequest};
+use crate::types::request::{CacheClass, ClassifiedRequest, FetchHead, FetchRequest};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -386,9 +386,8 @@ where
         request: ClassifiedRequest,
     ) -> impl Future<Output = Result<Response<Body>, Failure>> + Send + use<S> {
         let now = self.shared.clock.now().monotonic;
-        let fetch = FetchRequest {
+        let head = FetchHead {
             parts: request.parts,
-            body: request.body,
             client: request.client,
             upstream: request.upstream,
             class: request.class,
@@ -396,7 +395,8 @@ where
             timeouts: request.timeouts,
             deadline: request.timeouts.total.map(|total| now + total),
         };
-        self.inner.clone().oneshot(fetch)
+        let body = request.body;
+        self.inner.clone().oneshot(FetchRequest { head, body })
     }
 }
 

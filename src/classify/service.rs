@@ -21,14 +21,12 @@ use crate::config::Config;
 use crate::config::listen::BodyLimits;
 use crate::types::outcome::Known;
 use crate::types::request::{CacheClass, ClassifiedRequest, Client};
-use crate::types::time::Clock;
 use crate::types::{Body, Failure};
 
 #[derive(Debug)]
 struct Shared {
     classifier: Classifier,
     limits: BodyLimits,
-    clock: Clock,
 }
 
 /// Puts [`Classify`] before a service.
@@ -38,15 +36,14 @@ pub struct ClassifyLayer {
 }
 
 impl ClassifyLayer {
-    /// Reads `upstreams`, `routes` and `limits.body`; `clock` gives each request its start.
+    /// Reads `upstreams`, `routes` and `limits.body`.
     ///
     /// # Errors
     /// When `routes` cannot be carried out: a sentence that names the route.
-    pub fn new(config: &Config, clock: Clock) -> Result<Self, String> {
+    pub fn new(config: &Config) -> Result<Self, String> {
         let shared = Shared {
             classifier: Classifier::new(config)?,
             limits: config.limits.body.clone(),
-            clock,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -103,12 +100,7 @@ where
         // The clone takes the place of the service that was polled ready.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let Unclassified {
-            parts,
-            body,
-            client,
-            started,
-        } = request;
+        let Unclassified { parts, body, client } = request;
         ClassifyFuture::waiting(Box::pin(async move {
             let body = body_peek::read(body, length).await.map_err(|mut failure| {
                 failure.outcome = failure.outcome.or(Some(decision.outcome()));
@@ -119,15 +111,7 @@ where
             }
             let body = Body::from(body);
             inner
-                .call(
-                    Unclassified {
-                        parts,
-                        body,
-                        client,
-                        started,
-                    }
-                    .with(decision),
-                )
+                .call(Unclassified { parts, body, client }.with(decision))
                 .await
         }))
     }
@@ -135,7 +119,6 @@ where
 
 impl Shared {
     fn classify(&self, request: Request<Body>) -> Result<(Decision, Unclassified), Failure> {
-        let started = self.clock.now().monotonic;
         let (mut parts, body) = request.into_parts();
         let path = parts.uri.path();
         let mut decision = self
@@ -154,15 +137,7 @@ impl Shared {
             failure
         })?;
         let client = parts.extensions.get::<Client>().copied().unwrap_or(NOBODY);
-        Ok((
-            decision,
-            Unclassified {
-                parts,
-                body,
-                client,
-                started,
-            },
-        ))
+        Ok((decision, Unclassified { parts, body, client }))
     }
 }
 
@@ -178,7 +153,6 @@ struct Unclassified {
     parts: Parts,
     body: Body,
     client: Client,
-    started: tokio::time::Instant,
 }
 
 impl Unclassified {
@@ -187,7 +161,6 @@ impl Unclassified {
             parts: self.parts,
             body: self.body,
             client: self.client,
-            started: self.started,
             upstream: decision.upstream,
             class: decision.class,
             template: decision.template,

@@ -14,7 +14,7 @@ use tower::{Layer, Service, ServiceExt};
 
 use super::decision::reason_to_retry;
 use super::metrics::RetryMetrics;
-use crate::types::request::{Attempt, BodySlot, FailedAttempt, FetchHead, FetchRequest};
+use crate::types::request::{Attempt, BodySlot, FailedAttempt, FetchRequest};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
 
@@ -71,17 +71,8 @@ where
         let clock = self.clock.clone();
         let metrics = self.metrics.clone();
         Box::pin(async move {
-            let safe = request.is_safe();
             let body = BodySlot::new(request.body);
-            let fetch = Arc::new(FetchHead {
-                parts: request.parts,
-                client: request.client,
-                upstream: request.upstream,
-                class: request.class,
-                lane: request.lane,
-                timeouts: request.timeouts,
-                deadline: request.deadline,
-            });
+            let fetch = Arc::new(request.head);
             let mut avoid = SmallVec::new();
             let mut number = 0;
             loop {
@@ -100,7 +91,7 @@ where
                     Err(failed) => failed,
                 };
                 let in_time = fetch.deadline.is_none_or(|end| clock.now().monotonic < end);
-                match reason_to_retry(&failed, safe, number) {
+                match reason_to_retry(&failed, fetch.is_safe(), number) {
                     Some(reason) if in_time && body.is_available() => metrics.retried(reason),
                     _ => return Err(failed.failure),
                 }

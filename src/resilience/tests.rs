@@ -12,14 +12,15 @@ use tower::{Layer, Service, service_fn};
 
 use super::*;
 use crate::types::outcome::RouteClass;
-use crate::types::request::{Attempt, Client, FailedAttempt, FetchRequest, Lane, Timeouts, UpstreamId};
+use crate::types::request::{
+    Attempt, Client, FailedAttempt, FetchHead, FetchRequest, Lane, Timeouts, UpstreamId,
+};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure, FailureKind};
 
 fn fetch(method: Method, body: Body, total: Option<Duration>) -> FetchRequest {
-    FetchRequest {
+    let head = FetchHead {
         parts: Request::builder().method(method).body(()).unwrap().into_parts().0,
-        body,
         client: Client {
             peer: "127.0.0.1:1".parse().unwrap(),
             tls: false,
@@ -30,7 +31,8 @@ fn fetch(method: Method, body: Body, total: Option<Duration>) -> FetchRequest {
         lane: Lane::Interactive,
         timeouts: Timeouts { total, idle: None },
         deadline: total.map(|total| Clock::System.now().monotonic + total),
-    }
+    };
+    FetchRequest { head, body }
 }
 
 /// The detail of a failure that stands for an attempt which routing ended.

@@ -262,7 +262,7 @@ async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>)
 /// Returns once the exchange of `attempt` with replica `place` is better ended: the replica is unhealthy,
 /// another can serve, and to ask twice does no harm (RFC 9110 section 9.2.1) and is possible.
 async fn can_be_ended(pool: &Pool, place: usize, attempt: &Attempt) {
-    if attempt.fetch.parts.method.is_safe() {
+    if attempt.fetch.is_safe() {
         pool.better_elsewhere(place, &attempt.avoid).await;
         if attempt.body.is_available() {
             return;

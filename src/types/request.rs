@@ -89,8 +89,6 @@ pub struct ClassifiedRequest {
     pub body: Body,
     /// The connection.
     pub client: Client,
-    /// When the head was complete.
-    pub started: Instant,
     /// Which upstream serves it.
     pub upstream: UpstreamId,
     /// What the route is for.
@@ -114,29 +112,10 @@ pub struct ClassifiedRequest {
 /// What is to be fetched from an upstream; cache concerns are gone.
 #[derive(Debug)]
 pub struct FetchRequest {
-    /// Method, target and fields.
-    pub parts: Parts,
+    /// Everything but the body.
+    pub head: FetchHead,
     /// The body.
     pub body: Body,
-    /// The connection of the client that asked (forwarding fields name it).
-    pub client: Client,
-    /// Which upstream serves it.
-    pub upstream: UpstreamId,
-    /// Route class.
-    pub class: RouteClass,
-    /// Share of the slots.
-    pub lane: Lane,
-    /// Limits of the exchange.
-    pub timeouts: Timeouts,
-    /// When the exchange must be over, from [`Timeouts::total`].
-    pub deadline: Option<Instant>,
-}
-
-impl FetchRequest {
-    /// Whether sending it twice does no harm (RFC 9110 section 9.2.1: safe methods).
-    pub fn is_safe(&self) -> bool {
-        self.parts.method.is_safe()
-    }
 }
 
 /// A body that is taken by the attempt that really sends it, and is still there for the next one otherwise.
@@ -188,12 +167,12 @@ pub struct Attempt {
     pub avoid: smallvec::SmallVec<[usize; 4]>,
 }
 
-/// The part of a [`FetchRequest`] that all its attempts share.
+/// A fetch without its body; all its attempts share it.
 #[derive(Debug)]
 pub struct FetchHead {
     /// Method, target and fields.
     pub parts: Parts,
-    /// The connection of the client that asked.
+    /// The connection of the client that asked (forwarding fields name it).
     pub client: Client,
     /// Which upstream serves it.
     pub upstream: UpstreamId,
@@ -203,8 +182,15 @@ pub struct FetchHead {
     pub lane: Lane,
     /// Limits of the exchange.
     pub timeouts: Timeouts,
-    /// When the exchange must be over.
+    /// When the exchange must be over, from [`Timeouts::total`].
     pub deadline: Option<Instant>,
+}
+
+impl FetchHead {
+    /// Whether sending it twice does no harm (RFC 9110 section 9.2.1: safe methods).
+    pub fn is_safe(&self) -> bool {
+        self.parts.method.is_safe()
+    }
 }
 
 /// An attempt that came to no answer, with the replica at which it failed.

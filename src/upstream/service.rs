@@ -168,8 +168,7 @@ impl Inner {
         // write neither fails for a stale connection nor is sent twice: to connect costs far less than a
         // write to Dify does. How long a connection rested makes no difference to this, so there is no
         // limit to it but the configured one.
-        let may_reuse =
-            slot.is_some() && upgrade.is_none() && fetch.parts.method.is_safe() && body.is_empty();
+        let may_reuse = slot.is_some() && upgrade.is_none() && fetch.is_safe() && body.is_empty();
         let mut answer = None;
         let mut connect_time = Duration::ZERO;
         if may_reuse && let Some(connection) = pool.check_out(self.clock.now().monotonic) {

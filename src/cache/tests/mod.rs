@@ -143,7 +143,6 @@ fn request(method: Method, path: &str) -> ClassifiedRequest {
             tls: false,
             trusted: false,
         },
-        started: Clock::System.now().monotonic,
         upstream: UpstreamId(0),
         class: RouteClass::Metadata,
         template: "/v1/info",

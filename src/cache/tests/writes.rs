@@ -7,7 +7,7 @@ async fn after_a_write_its_reads_miss_whatever_the_status_of_the_write() {
     for status in [200, 204, 400, 401, 409, 500] {
         let bench = Bench::new(CacheConfig::default(), move |request, number| {
             let mut response = numbered_response(number);
-            if request.parts.method == Method::POST {
+            if request.head.parts.method == Method::POST {
                 *response.status_mut() = StatusCode::from_u16(status).expect("a status");
             }
             Ok(response)
@@ -26,7 +26,7 @@ async fn after_a_write_its_reads_miss_whatever_the_status_of_the_write() {
 #[tokio::test]
 async fn nonsense_on_an_unknown_path_ends_nothing_but_a_real_write_there_does() {
     let bench = Bench::new(CacheConfig::default(), |request, number| {
-        let (status, kind) = match request.parts.uri.path() {
+        let (status, kind) = match request.head.parts.uri.path() {
             "/v1/nope" => (404, "text/html; charset=utf-8"),
             "/v1/%64atasets/1" => (404, "application/json"),
             _ => (200, "application/json"),
@@ -137,7 +137,7 @@ async fn what_a_write_may_change_ends_when_it_goes_out_and_again_when_it_is_answ
 #[tokio::test]
 async fn a_write_that_never_reached_the_upstream_leaves_nothing_unsettled() {
     let bench = Bench::new(CacheConfig::default(), |request, number| {
-        match request.parts.method {
+        match request.head.parts.method {
             Method::POST => Err(Failure::new(FailureKind::ConnectFailed, "refused")),
             _ => Ok(numbered_response(number)),
         }
@@ -149,7 +149,7 @@ async fn a_write_that_never_reached_the_upstream_leaves_nothing_unsettled() {
 #[tokio::test]
 async fn a_generation_ends_its_reads_at_its_beginning_and_again_at_its_end() {
     let bench = Bench::new(CacheConfig::default(), |request, number| {
-        match request.parts.method {
+        match request.head.parts.method {
             Method::POST => Ok(Response::new(Body::stream(Body::from(Bytes::from_static(
                 b"data: 1\n\n",
             ))))),

@@ -15,7 +15,6 @@ use crate::classify::ClassifyLayer;
 use crate::types::ids::{Tag, TagKind};
 use crate::types::outcome::{Known, RouteClass};
 use crate::types::request::{CacheClass, ClassifiedRequest, Client};
-use crate::types::time::Clock;
 use crate::types::units::Size;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -55,10 +54,9 @@ impl Service<ClassifiedRequest> for Next {
 async fn send(request: Request<Body>) -> Result<ClassifiedRequest, Failure> {
     let mut config = config();
     config.limits.body.generation = Size(64);
-    let (clock, _) = Clock::manual(std::time::SystemTime::UNIX_EPOCH);
     let next = Next::default();
     let seen = next.seen.clone();
-    ClassifyLayer::new(&config, clock)
+    ClassifyLayer::new(&config)
         .unwrap()
         .layer(next)
         .oneshot(request)
@@ -177,7 +175,7 @@ async fn a_route_to_nowhere_is_an_error_when_the_layer_is_made() {
         prefix: "/v1".into(),
         upstream: "nobody".into(),
     });
-    let error = ClassifyLayer::new(&config, Clock::System).unwrap_err();
+    let error = ClassifyLayer::new(&config).unwrap_err();
     assert!(error.contains("nobody"), "{error}");
 }
 
@@ -191,7 +189,7 @@ async fn what_is_decided_is_known_before_there_is_an_answer() {
         let known = Known::default();
         let mut request = chat(5, body);
         request.extensions_mut().insert(known.clone());
-        let layer = ClassifyLayer::new(&config(), Clock::System).unwrap();
+        let layer = ClassifyLayer::new(&config()).unwrap();
         let never = |_: ClassifiedRequest| std::future::pending::<Result<Response<Body>, Failure>>();
         let answer = layer.layer(tower::service_fn(never)).oneshot(request);
         assert!(futures_util::FutureExt::now_or_never(answer).is_none());
