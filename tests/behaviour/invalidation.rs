@@ -268,16 +268,21 @@ fn content(target: &str) -> String {
 
 /// Before an origin that answers writes with `status`; the lists live long enough not to end by age.
 async fn before(status: u16) -> (Origin, Running) {
-    let origin = Origin::start(move |seen| async move {
-        if seen.method == "GET" {
-            json(200, content(&seen.target))
-        } else {
-            json(status, "{}")
-        }
-    })
-    .await;
+    let origin = answering_writes(move || json(status, "{}")).await;
     let edge = start(&origin).await;
     (origin, edge)
+}
+
+/// An origin that answers reads at once and plays `script` for every write.
+async fn answering_writes(script: impl Fn() -> Vec<Action> + Send + Sync + 'static) -> Origin {
+    Origin::start(move |seen| {
+        let actions = match seen.method.as_str() {
+            "GET" => json(200, content(&seen.target)),
+            _ => script(),
+        };
+        async move { actions }
+    })
+    .await
 }
 
 async fn start(origin: &Origin) -> Running {
@@ -347,16 +352,10 @@ async fn deleting_a_key_ends_at_once_everything_that_was_kept_for_any_key() {
 async fn a_write_whose_client_leaves_before_the_answer_ends_the_reads_all_the_same() {
     let gate = Arc::new(Notify::new());
     let held = gate.clone();
-    let origin = Origin::start(move |seen| {
-        let held = held.clone();
-        async move {
-            if seen.method == "GET" {
-                return json(200, content(&seen.target));
-            }
-            let mut script = vec![Action::Wait(held)];
-            script.extend(json(200, "{}"));
-            script
-        }
+    let origin = answering_writes(move || {
+        let mut script = vec![Action::Wait(held.clone())];
+        script.extend(json(200, "{}"));
+        script
     })
     .await;
     let edge = start(&origin).await;
@@ -381,14 +380,7 @@ async fn a_write_whose_client_leaves_before_the_answer_ends_the_reads_all_the_sa
 
 #[tokio::test]
 async fn a_write_whose_upstream_breaks_off_ends_the_reads_all_the_same() {
-    let origin = Origin::start(move |seen| async move {
-        if seen.method == "GET" {
-            json(200, content(&seen.target))
-        } else {
-            vec![Action::Abort]
-        }
-    })
-    .await;
+    let origin = answering_writes(|| vec![Action::Abort]).await;
     let edge = start(&origin).await;
     prime(&edge, &["info"]).await;
     let answer = edge.ask(write(&TABLE[0])).await;
@@ -400,20 +392,14 @@ async fn a_write_whose_upstream_breaks_off_ends_the_reads_all_the_same() {
 async fn a_streamed_generation_ends_reads_when_it_begins_and_when_it_is_over() {
     let gate = Arc::new(Notify::new());
     let held = gate.clone();
-    let origin = Origin::start(move |seen| {
-        let held = held.clone();
-        async move {
-            if seen.method == "GET" {
-                return json(200, content(&seen.target));
-            }
-            vec![
-                events(),
-                chunk("data: {\"event\": \"message\"}\n\n"),
-                Action::Wait(held),
-                chunk("data: {\"event\": \"message_end\"}\n\n"),
-                last_chunk(),
-            ]
-        }
+    let origin = answering_writes(move || {
+        vec![
+            events(),
+            chunk("data: {\"event\": \"message\"}\n\n"),
+            Action::Wait(held.clone()),
+            chunk("data: {\"event\": \"message_end\"}\n\n"),
+            last_chunk(),
+        ]
     })
     .await;
     let edge = start(&origin).await;
