@@ -10,7 +10,7 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Why a request was forwarded (RFC 9211 section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Forward {
+pub enum Forward {
     /// The route, or the request, is not one for this cache.
     Bypass,
     /// The method is not one that is answered from memory.
@@ -24,7 +24,8 @@ pub(super) enum Forward {
 }
 
 impl Forward {
-    fn as_str(self) -> &'static str {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Bypass => "bypass",
             Self::Method => "method",
@@ -48,8 +49,8 @@ pub(super) struct CacheStatus<'a> {
     pub stored: bool,
     /// The answer came by another request's fetch.
     pub collapsed: bool,
-    /// Freshness that is left, in seconds.
-    pub ttl: Option<u64>,
+    /// Freshness that is left, in seconds; negative when stale.
+    pub ttl: Option<i64>,
     /// The key.
     pub key: Option<&'a Key>,
     /// One word more.

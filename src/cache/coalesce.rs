@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -20,6 +21,8 @@ use crate::types::Failure;
 pub(super) enum Landing {
     /// Here is the answer; whether it also went into the cache.
     Shared(Arc<Entry>, bool),
+    /// The origin answered with an error of its own (5xx): nothing to share, and nothing new.
+    Refused(StatusCode),
     /// The answer is not one to share: everyone for himself.
     Unshared,
     /// There is no answer, and asking again at once would not help.
@@ -62,6 +65,11 @@ impl Flights {
 
     fn shard(&self, key: &Key) -> &Shard {
         &self.0[usize::from(key.0[15]) % SHARDS]
+    }
+
+    /// How many are under way.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Joins the flight for `key`, if its answer will be as new as `versions` ask, or begins one.
@@ -132,7 +140,7 @@ mod tests {
     async fn a_leader_that_is_lost_lets_everyone_go() {
         let table = TagTable::new(Clock::System.now().monotonic);
         let flights = Flights::new();
-        let versions = table.versions(&[]);
+        let versions = table.versions([]);
         let Role::Leader(leader) = flights.join(Key([1; 16]), &versions) else {
             panic!("first one leads")
         };
@@ -156,17 +164,17 @@ mod tests {
         let table = TagTable::new(Clock::System.now().monotonic);
         let flights = Flights::new();
         let tags = [Tag::all(TagKind::AppMetadata)];
-        let Role::Leader(old) = flights.join(Key([1; 16]), &table.versions(&tags)) else {
+        let Role::Leader(old) = flights.join(Key([1; 16]), &table.versions(tags)) else {
             panic!()
         };
         table.bump(&tags);
-        let Role::Leader(new) = flights.join(Key([1; 16]), &table.versions(&tags)) else {
+        let Role::Leader(new) = flights.join(Key([1; 16]), &table.versions(tags)) else {
             panic!("joined a flight from before the write")
         };
         drop(old);
         assert!(
             matches!(
-                flights.join(Key([1; 16]), &table.versions(&tags)),
+                flights.join(Key([1; 16]), &table.versions(tags)),
                 Role::Follower(_)
             ),
             "the older flight's end does not remove the newer one"

@@ -1,24 +1,218 @@
-//! What the rest of the program may see of the cache while it works.
+//! What the rest of the program may see of the cache while it works, and may end in it.
 
-use super::metrics::CacheMetrics;
-use super::tier::l1_memory::L1;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::entry::{Entry, Staleness};
+use super::fetching::Shared;
+use super::invalidation::Validity;
+use super::key::Key;
+use crate::types::ids::{Principal, Tag, TagKind, hex};
+
+/// Entries that one look shows at most.
+const SHOWN: usize = 32;
 
 /// A handle on a cache in use.
 #[derive(Debug, Clone)]
 pub struct CacheControl {
-    l1: L1,
-    metrics: CacheMetrics,
+    shared: Arc<Shared>,
+}
+
+/// Which answers are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selection {
+    /// Those whose key begins with these eight hexadecimal digits, as `Cache-Status` shows them.
+    Key([u8; 4]),
+    /// Those that depend on the tag.
+    Tag(Tag),
+    /// Those of one route, by its template.
+    Route(String),
+    /// Those to one principal.
+    Principal(Principal),
+    /// All.
+    All,
+}
+
+/// How many answers a purge found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Purged {
+    /// Stored answers that were removed or marked stale. Those that were being fetched are ended too, and not
+    /// counted.
+    pub entries: u64,
+}
+
+/// The cache at one moment; counters are since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CacheStats {
+    /// Answers held.
+    pub entries: u64,
+    /// Bytes held, overhead included.
+    pub bytes: u64,
+    /// Bytes that may be held.
+    pub max_bytes: u64,
+    /// Removed to make room.
+    pub evicted_for_size: u64,
+    /// Removed because they were too old for any use.
+    pub evicted_by_age: u64,
+    /// Requests that waited for another request's fetch.
+    pub coalesced: u64,
+    /// Fetches under way that others may join.
+    pub flights: usize,
+    /// Writes that ended stored answers.
+    pub invalidations: u64,
+    /// Writes whose outcome was never seen.
+    pub unsettled_writes: u64,
+    /// Stale answers given while a new one was fetched.
+    pub stale_while_revalidate: u64,
+    /// Stale answers given because no new one could be had.
+    pub stale_if_error: u64,
+    /// Background fetches that replaced an answer.
+    pub refreshed: u64,
+    /// Background fetches that failed.
+    pub refreshes_failed: u64,
+    /// Background fetches that were not begun, because too many were under way.
+    pub refreshes_skipped: u64,
+    /// Purges.
+    pub purges: u64,
+}
+
+/// One stored answer at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EntryStatus {
+    /// Its key, 32 hexadecimal digits.
+    pub key: String,
+    /// Template of its route.
+    pub route: &'static str,
+    /// `fresh`, `stale-while-revalidate`, `stale-if-error` (usable then), `expired` or `ended` (by a write or
+    /// purge; it waits for its removal).
+    pub state: &'static str,
+    /// Status code.
+    pub status: u16,
+    /// Bytes of the body.
+    pub body_bytes: usize,
+    /// Bytes that it is counted for.
+    pub bytes: u32,
+    /// Seconds.
+    pub age: u64,
+    /// Seconds of freshness that are left, negative when stale.
+    pub ttl: i64,
+    /// Seconds after its freshness in which it may be given while a new one is fetched.
+    pub stale_while_revalidate: u64,
+    /// Seconds after its freshness in which it may be given when no new one can be had.
+    pub stale_if_error: u64,
+    /// Whether the last try to replace it failed.
+    pub refresh_failed: bool,
 }
 
 impl CacheControl {
-    pub(super) fn new(l1: L1, metrics: CacheMetrics) -> Self {
-        Self { l1, metrics }
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
     }
 
     /// Brings the gauges of entries and bytes up to date; call it before metrics are read.
     pub fn refresh_gauges(&self) {
-        let (entries, bytes) = self.l1.size();
-        self.metrics.entries.set(entries as i64);
-        self.metrics.bytes.set(bytes as i64);
+        let (entries, bytes) = self.shared.l1.size();
+        self.shared.metrics.entries.set(entries as i64);
+        self.shared.metrics.bytes.set(bytes as i64);
+    }
+
+    /// The cache at this moment.
+    pub fn stats(&self) -> CacheStats {
+        let (entries, bytes) = self.shared.l1.size();
+        let metrics = &self.shared.metrics;
+        CacheStats {
+            entries,
+            bytes,
+            max_bytes: self.shared.l1.max_bytes(),
+            evicted_for_size: metrics.evicted_for_size.get(),
+            evicted_by_age: metrics.evicted_by_age.get(),
+            coalesced: metrics.coalesced.get(),
+            flights: self.shared.flights.len(),
+            invalidations: metrics.invalidations.get(),
+            unsettled_writes: metrics.unsettled.get(),
+            stale_while_revalidate: metrics.stale_while_revalidate.get(),
+            stale_if_error: metrics.stale_if_error.get(),
+            refreshed: metrics.refreshed.get(),
+            refreshes_failed: metrics.refreshes_failed.get(),
+            refreshes_skipped: metrics.refreshes_skipped.get(),
+            purges: metrics.purges.get(),
+        }
+    }
+
+    /// Removes the answers that `selection` means, or, when `soft`, marks them stale: they may then be given
+    /// as far as their stale windows allow. Answers that are being fetched at this moment are never stored
+    /// (`soft`: stored as stale). Looks at every entry, so call it where blocking does no harm.
+    pub fn purge(&self, selection: &Selection, soft: bool) -> Purged {
+        let shared = &self.shared;
+        shared.metrics.purges.inc();
+        let tag = match selection {
+            Selection::Key(prefix) => Some(Tag::of(TagKind::Key, hex(prefix).as_bytes())),
+            Selection::Tag(tag) => Some(*tag),
+            Selection::Route(template) => Some(Tag::of(TagKind::Route, template.as_bytes())),
+            Selection::Principal(principal) => {
+                Some(Tag::of(TagKind::Principal, principal.to_hex().as_bytes()))
+            }
+            Selection::All => None,
+        };
+        match (tag, soft) {
+            (Some(tag), false) => shared.tags.bump(&[tag]),
+            (Some(tag), true) => shared.tags.mark_stale(tag),
+            (None, false) => shared.tags.bump_all(),
+            (None, true) => shared.tags.mark_all_stale(),
+        }
+        let touched = if soft { Validity::Stale } else { Validity::Ended };
+        let mut entries = 0;
+        for (key, entry) in shared.l1.iter() {
+            let meant = tag.is_none_or(|tag| entry.versions.cover(tag));
+            if meant && shared.tags.validity(&entry.versions) == touched {
+                entries += 1;
+                if !soft {
+                    shared.l1.remove(&key);
+                }
+            }
+        }
+        Purged { entries }
+    }
+
+    /// The stored answers whose key begins with the hexadecimal digits `prefix`, at most 32 of them. Looks at
+    /// every entry unless the key is whole (32 digits).
+    pub fn entries(&self, prefix: &str) -> Vec<EntryStatus> {
+        let prefix = prefix.to_ascii_lowercase();
+        if let Some(key) = crate::types::ids::from_hex(&prefix).map(Key) {
+            let found = self.shared.l1.get(&key);
+            return found.iter().map(|entry| self.status(&key, entry)).collect();
+        }
+        let entries = self.shared.l1.iter();
+        entries
+            .filter(|(key, _)| hex(&key.0).starts_with(&prefix))
+            .map(|(key, entry)| self.status(&key, &entry))
+            .take(SHOWN)
+            .collect()
+    }
+
+    fn status(&self, key: &Key, entry: &Entry) -> EntryStatus {
+        let now = self.shared.clock.now().monotonic;
+        let validity = self.shared.tags.validity(&entry.versions);
+        let state = match (validity, entry.staleness(validity == Validity::Stale, now)) {
+            (Validity::Ended, _) => "ended",
+            (_, Staleness::Fresh) => "fresh",
+            (_, Staleness::WhileRevalidating) => "stale-while-revalidate",
+            (_, Staleness::OnError) => "stale-if-error",
+            (_, Staleness::Expired) => "expired",
+        };
+        EntryStatus {
+            key: hex(&key.0),
+            route: entry.template,
+            state,
+            status: entry.status.as_u16(),
+            body_bytes: entry.body.len(),
+            bytes: entry.weight(),
+            age: entry.age(now).as_secs(),
+            ttl: entry.signed_ttl(now),
+            stale_while_revalidate: entry.life.stale_while_revalidate.as_secs(),
+            stale_if_error: entry.life.stale_if_error.as_secs(),
+            refresh_failed: entry.refresh_failed(),
+        }
     }
 }

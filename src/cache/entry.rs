@@ -1,5 +1,6 @@
-//! One stored answer and how it is given again.
+//! One stored answer: how long it may be used for what, and how it is given again.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,10 +9,14 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
 
+use super::freshness::Storable;
 use super::invalidation::TagVersions;
 use crate::types::Body;
 
-/// A complete answer with the deadline of its freshness.
+/// How long a failed refresh is not tried again.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+
+/// A complete answer with the deadlines of its use.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// Status code.
@@ -22,14 +27,40 @@ pub(super) struct Entry {
     pub headers: HeaderMap,
     /// The whole body.
     pub body: Bytes,
+    /// The route that it answers.
+    pub template: &'static str,
     /// When the answer was complete.
     pub stored_at: Instant,
-    /// How old it was then (RFC 9111 section 4.2.3).
-    pub initial_age: Duration,
-    /// When it stops being fresh.
-    pub fresh_until: Instant,
+    /// Its lifetimes from then on, and how old it was.
+    pub life: Storable,
     /// What it depends on.
     pub versions: TagVersions,
+    /// What happened to it since.
+    pub fate: Fate,
+}
+
+/// What changes about a stored answer while others read it.
+#[derive(Debug, Default)]
+pub(super) struct Fate {
+    /// Times it answered, when refresh-ahead wants to know.
+    hits: AtomicU32,
+    /// Whether the last try to replace it failed.
+    failed: AtomicBool,
+    /// Milliseconds after `stored_at` before which nobody tries to replace it in the background.
+    retry_at: AtomicU64,
+}
+
+/// How old an answer is for its purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Staleness {
+    /// Not at all.
+    Fresh,
+    /// It may be used while a new one is fetched (RFC 5861 section 3).
+    WhileRevalidating,
+    /// It may be used when no new one can be had (RFC 5861 section 4).
+    OnError,
+    /// It may not be used.
+    Expired,
 }
 
 /// What moka, the map node and the header map's own tables take beside the bytes themselves.
@@ -48,12 +79,72 @@ impl Entry {
 
     /// Current age (RFC 9111 section 4.2.3).
     pub(super) fn age(&self, now: Instant) -> Duration {
-        self.initial_age + now.saturating_duration_since(self.stored_at)
+        self.life.age + self.since(now)
     }
 
     /// What is left of its freshness; zero when it is stale.
     pub(super) fn ttl(&self, now: Instant) -> Duration {
-        self.fresh_until.saturating_duration_since(now)
+        self.life.ttl.saturating_sub(self.since(now))
+    }
+
+    /// What is left of its freshness in whole seconds, negative when it is stale (RFC 9211 section 2.5).
+    pub(super) fn signed_ttl(&self, now: Instant) -> i64 {
+        let (ttl, since) = (self.life.ttl, self.since(now));
+        match ttl.checked_sub(since) {
+            Some(left) => left.as_secs() as i64,
+            None => -((since - ttl).as_secs() as i64),
+        }
+    }
+
+    /// How old it is for its purpose. `marked`: whether it was made stale before its time, at an unknown moment:
+    /// then both windows begin now.
+    pub(super) fn staleness(&self, marked: bool, now: Instant) -> Staleness {
+        let stale = self.since(now).checked_sub(self.life.ttl);
+        let stale = match (stale, marked) {
+            (None, false) => return Staleness::Fresh,
+            (None, true) => Duration::ZERO,
+            (Some(stale), _) => stale,
+        };
+        if stale < self.life.stale_while_revalidate {
+            Staleness::WhileRevalidating
+        } else if stale < self.life.stale_if_error {
+            Staleness::OnError
+        } else {
+            Staleness::Expired
+        }
+    }
+
+    fn since(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.stored_at)
+    }
+
+    /// Whether it is one of the hot ones near the end of its freshness.
+    pub(super) fn is_hot_and_ageing(&self, last: f64, min_hits: u32, now: Instant) -> bool {
+        let hits = self.fate.hits.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        hits >= min_hits && self.ttl(now) < self.life.ttl.mul_f64(last)
+    }
+
+    /// Whether the last try to replace it failed.
+    pub(super) fn refresh_failed(&self) -> bool {
+        self.fate.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether a background refresh is due; the one who is told so has to begin it.
+    pub(super) fn take_refresh(&self, now: Instant) -> bool {
+        let millis = |span: Duration| span.as_millis() as u64;
+        let (now, next) = (millis(self.since(now)), millis(self.since(now) + REFRESH_PAUSE));
+        let due = self.fate.retry_at.load(Ordering::Relaxed);
+        due <= now
+            && self
+                .fate
+                .retry_at
+                .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// A try to replace it failed.
+    pub(super) fn set_refresh_failed(&self) {
+        self.fate.failed.store(true, Ordering::Relaxed);
     }
 
     /// The answer to one more request of `method`, with its `Age`.
@@ -79,10 +170,10 @@ impl Entry {
     /// The answer as it came, for the GETs that were waiting for it.
     pub(super) fn fetched_response(&self) -> Response<Body> {
         let mut response = self.head(Body::from(self.body.clone()));
-        if !self.initial_age.is_zero() {
+        if !self.life.age.is_zero() {
             response
                 .headers_mut()
-                .insert(AGE, HeaderValue::from(self.initial_age.as_secs()));
+                .insert(AGE, HeaderValue::from(self.life.age.as_secs()));
         }
         response
     }

@@ -10,6 +10,9 @@ use http_body_util::BodyExt as _;
 
 use crate::types::{Body, Failure};
 
+/// Why a body that broke off is not kept.
+pub(super) const INCOMPLETE: &str = "incomplete";
+
 /// What came of collecting.
 pub(super) enum Collected {
     /// The whole body.
@@ -39,7 +42,7 @@ pub(super) async fn collect(mut body: Body, limit: u64) -> Collected {
                 }
                 Err(trailers) => (Some(Ok(trailers)), "trailers"),
             },
-            Some(Err(failure)) => (Some(Err(failure)), "incomplete"),
+            Some(Err(failure)) => (Some(Err(failure)), INCOMPLETE),
         };
         let again = Again {
             parts,
@@ -151,7 +154,7 @@ mod tests {
         else {
             panic!("was kept")
         };
-        assert_eq!(reason, "incomplete");
+        assert_eq!(reason, INCOMPLETE);
         let first = body
             .frame()
             .await

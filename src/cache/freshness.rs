@@ -26,6 +26,33 @@ pub struct Storable {
     pub ttl: Duration,
     /// How old it was when it came.
     pub age: Duration,
+    /// How long after that it may still be given while a new one is fetched (RFC 5861 section 3).
+    pub stale_while_revalidate: Duration,
+    /// How long after that it may be given when no new one can be had (RFC 5861 section 4).
+    pub stale_if_error: Duration,
+}
+
+impl Storable {
+    /// Cuts everything to `ceiling` from now on.
+    fn within(self, ceiling: Duration) -> Self {
+        let ttl = self.ttl.min(ceiling);
+        Self {
+            ttl,
+            stale_while_revalidate: self.stale_while_revalidate.min(ceiling - ttl),
+            stale_if_error: self.stale_if_error.min(ceiling - ttl),
+            ..self
+        }
+    }
+
+    /// Leaves no stale use.
+    fn fresh_only(self) -> Self {
+        self.within(self.ttl)
+    }
+
+    /// From now to the end of every use.
+    pub fn life(&self) -> Duration {
+        self.ttl + self.stale_while_revalidate.max(self.stale_if_error)
+    }
 }
 
 /// Decides by status and fields alone.
@@ -59,7 +86,8 @@ pub fn by_head(
     if headers.contains_key(CONTENT_RANGE) {
         return Err("range");
     }
-    let explicit = explicit_lifetime(headers, now)?;
+    let told = told_lifetimes(headers, now)?;
+    let explicit = told.fresh;
     let mut age = told_age(headers);
     if explicit.is_some()
         && let Some(made) = date(headers, &DATE)
@@ -68,20 +96,34 @@ pub fn by_head(
         // that goes wrong does not shorten the lifetimes of classes.
         age = age.max(now.wall.duration_since(made).unwrap_or_default());
     }
-    let mut ttl = settings.ttl.0.min(Duration::from_secs(config.ttl_seconds));
+    let ceiling = Duration::from_secs(config.ttl_seconds);
+    let mut ttl = settings.ttl.0.min(ceiling);
     match explicit {
         Some(lifetime) => ttl = ttl.min(lifetime.saturating_sub(age)),
         None if class == CacheClass::Origin => return Err("no-explicit-freshness"),
         None => {}
     }
+    let mut storable = Storable {
+        ttl,
+        age,
+        stale_while_revalidate: told
+            .stale_while_revalidate
+            .unwrap_or(settings.stale_while_revalidate.0),
+        stale_if_error: told.stale_if_error.unwrap_or(settings.stale_if_error.0),
+    }
+    .within(ceiling);
+    if told.must_revalidate {
+        storable = storable.fresh_only();
+    }
     if headers.contains_key(CONTENT_ENCODING) && class != CacheClass::Origin {
         // A signed URL cannot be seen in an encoded body: assume one that was made just now.
-        ttl = ttl.min(config.signed_url_life.0 / 5);
+        storable.ttl = storable.ttl.min(config.signed_url_life.0 / 5);
+        storable = storable.fresh_only();
     }
-    if ttl.is_zero() {
+    if storable.ttl.is_zero() {
         Err("ttl-0")
     } else {
-        Ok(Storable { ttl, age })
+        Ok(storable)
     }
 }
 
@@ -115,7 +157,8 @@ pub fn by_body(
     if ttl.is_zero() {
         Err("signed-url")
     } else {
-        Ok(Storable { ttl, ..storable })
+        // A stale answer would show URLs that have ended.
+        Ok(Storable { ttl, ..storable }.fresh_only())
     }
 }
 
@@ -153,9 +196,23 @@ fn vary_is_covered(headers: &HeaderMap, cookie_in_key: bool) -> Result<(), Reaso
     Ok(())
 }
 
-/// The lifetime that the origin gave explicitly: `s-maxage` before `max-age` before `Expires` (RFC 9111
-/// section 4.2.1). An invalid one counts as stale.
-fn explicit_lifetime(headers: &HeaderMap, now: Now) -> Result<Option<Duration>, Reason> {
+/// What an answer says of its own lifetimes.
+#[derive(Default)]
+struct Told {
+    /// Explicit freshness: `s-maxage` before `max-age` before `Expires` (RFC 9111 section 4.2.1). An invalid one
+    /// counts as stale.
+    fresh: Option<Duration>,
+    stale_while_revalidate: Option<Duration>,
+    stale_if_error: Option<Duration>,
+    /// It must not be given when stale (RFC 9111 section 5.2.2.2, 5.2.2.8 and 5.2.2.10).
+    must_revalidate: bool,
+}
+
+fn told_lifetimes(headers: &HeaderMap, now: Now) -> Result<Told, Reason> {
+    let mut told = Told::default();
+    if !headers.contains_key(CACHE_CONTROL) && !headers.contains_key(EXPIRES) {
+        return Ok(told);
+    }
     if headers
         .get_all(CACHE_CONTROL)
         .iter()
@@ -167,25 +224,30 @@ fn explicit_lifetime(headers: &HeaderMap, now: Now) -> Result<Option<Duration>, 
     let (mut max_age, mut s_maxage) = (None, None);
     for (name, value) in directives(headers) {
         let seconds = || Some(value.and_then(parse_delta).unwrap_or(Duration::ZERO));
+        // A repeated directive: the strictest one counts (RFC 9111 section 4.2.1).
+        let strictest = |known: &mut Option<Duration>| *known = (*known).min(seconds()).or_else(seconds);
         match name.to_ascii_lowercase().as_str() {
             "no-store" => return Err("no-store"),
             "no-cache" => return Err("no-cache"),
             "private" => return Err("private"),
-            // A repeated directive: the strictest one counts (RFC 9111 section 4.2.1).
-            "max-age" => max_age = max_age.min(seconds()).or_else(seconds),
-            "s-maxage" => s_maxage = s_maxage.min(seconds()).or_else(seconds),
+            "max-age" => strictest(&mut max_age),
+            "s-maxage" => {
+                strictest(&mut s_maxage);
+                told.must_revalidate = true;
+            }
+            "must-revalidate" | "proxy-revalidate" => told.must_revalidate = true,
+            "stale-while-revalidate" => strictest(&mut told.stale_while_revalidate),
+            "stale-if-error" => strictest(&mut told.stale_if_error),
             _ => {}
         }
     }
-    if let Some(lifetime) = s_maxage.or(max_age) {
-        return Ok(Some(lifetime));
+    told.fresh = s_maxage.or(max_age);
+    if told.fresh.is_none() && headers.contains_key(EXPIRES) {
+        let made = date(headers, &DATE).unwrap_or(now.wall);
+        let expires = date(headers, &EXPIRES).and_then(|at| at.duration_since(made).ok());
+        told.fresh = Some(expires.unwrap_or(Duration::ZERO));
     }
-    if !headers.contains_key(EXPIRES) {
-        return Ok(None);
-    }
-    let made = date(headers, &DATE).unwrap_or(now.wall);
-    let expires = date(headers, &EXPIRES).and_then(|at| at.duration_since(made).ok());
-    Ok(Some(expires.unwrap_or(Duration::ZERO)))
+    Ok(told)
 }
 
 fn date(headers: &HeaderMap, name: &http::HeaderName) -> Option<SystemTime> {
@@ -386,6 +448,8 @@ mod tests {
         let storable = Storable {
             ttl: Duration::from_secs(3600),
             age: Duration::ZERO,
+            stale_while_revalidate: Duration::from_secs(60),
+            stale_if_error: Duration::from_secs(60),
         };
         let decide = |signed_at: u64| {
             let body = format!("{{\"url\":\"/f?timestamp={signed_at}&nonce=1&sign=x\"}}");
@@ -397,7 +461,10 @@ mod tests {
                 &config,
                 now,
             )
-            .map(|s| s.ttl.as_secs())
+            .map(|s| {
+                assert_eq!(s.life(), s.ttl, "never given when stale");
+                s.ttl.as_secs()
+            })
         };
         assert_eq!(decide(now.unix_seconds()), Ok(60));
         assert_eq!(decide(now.unix_seconds() - 200), Ok(20));
@@ -430,6 +497,43 @@ mod tests {
         assert!(!is_ended_run(b"not json"));
     }
 
+    #[test]
+    fn the_windows_of_stale_use_are_those_of_the_class_or_of_the_answer_and_end_at_the_ceiling() {
+        let windows = |class, value: &str, ceiling| {
+            let config = CacheConfig {
+                ttl_seconds: ceiling,
+                ..CacheConfig::default()
+            };
+            let mut fields = HeaderMap::new();
+            if !value.is_empty() {
+                fields.insert(CACHE_CONTROL, value.parse().expect("a field value"));
+            }
+            let s = by_head(
+                class,
+                StatusCode::OK,
+                &fields,
+                false,
+                &config,
+                Clock::System.now(),
+            )
+            .expect("is stored");
+            (s.stale_while_revalidate.as_secs(), s.stale_if_error.as_secs())
+        };
+        assert_eq!(windows(CacheClass::Metadata, "", 7200), (60, 3600));
+        assert_eq!(
+            windows(CacheClass::Metadata, "", 100),
+            (40, 40),
+            "60 seconds of 100 are freshness"
+        );
+        assert_eq!(windows(CacheClass::Listing, "", 7200), (0, 0));
+        let told = "max-age=9, stale-while-revalidate=5, stale-if-error=\"7\"";
+        assert_eq!(windows(CacheClass::Origin, told, 7200), (5, 7));
+        assert_eq!(windows(CacheClass::Metadata, "stale-if-error=x", 7200), (60, 0));
+        for strict in ["must-revalidate", "proxy-revalidate", "s-maxage=60"] {
+            assert_eq!(windows(CacheClass::Metadata, strict, 7200), (0, 0), "{strict}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_lifetime_is_ever_above_class_and_ceiling(
@@ -441,7 +545,7 @@ mod tests {
             let config = CacheConfig::default();
             for class in [CacheClass::Metadata, CacheClass::Listing, CacheClass::Run, CacheClass::Origin] {
                 if let Ok(s) = by_head(class, StatusCode::OK, &fields, false, &config, Clock::System.now()) {
-                    prop_assert!(s.ttl <= Duration::from_secs(3600) && !s.ttl.is_zero());
+                    prop_assert!(s.life() <= Duration::from_secs(3600) && !s.ttl.is_zero());
                     prop_assert!(!value.contains("no-store"));
                 }
             }

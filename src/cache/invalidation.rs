@@ -1,9 +1,11 @@
 //! Tags with versions: how a write ends every stored answer that it may have changed.
 //!
 //! A fill notes the versions that its tags had when the fetch began and keeps them in the entry; a write bumps
-//! the versions when it goes out, and again after the upstream has answered and before the client sees the answer; a reader takes an entry
-//! only while its versions are current. A fill that began before the write thus can never be served after it.
-//! The table is bounded: tags share slots by hash, and a shared slot only costs a miss.
+//! the versions when it goes out, and again after the upstream has answered and before the client sees the
+//! answer; a reader takes an entry only while its versions are current. A fill that began before the write thus
+//! can never be served after it. A version has two halves: a bump of the hard one ends entries, a bump of the
+//! soft one makes them stale. The table is bounded: tags share slots by hash, and a shared slot only costs a
+//! miss. One look at an entry costs one atomic load a tag.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,79 +17,112 @@ use crate::types::ids::Tag;
 
 const SLOTS: usize = 1 << 16;
 
+/// The hard half: 32 bits. At a thousand writes a second it comes round after 49 days; entries live for hours.
+const HARD: u64 = 0xffff_ffff << SOFT_BITS;
+const SOFT: u64 = (1 << SOFT_BITS) - 1;
+const SOFT_BITS: u32 = 16;
+const HARD_ONE: u64 = 1 << SOFT_BITS;
+const INDEX_SHIFT: u32 = 48;
+
 /// The version of every tag, and until when it is unsettled.
 #[derive(Debug)]
 pub struct TagTable {
-    slots: Box<[Slot]>,
+    /// Hard and soft half; bits above them are not looked at.
+    versions: Box<[AtomicU64]>,
+    /// Milliseconds since `epoch`.
+    unsettled_until: Box<[AtomicU64]>,
     epoch: Instant,
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    version: AtomicU64,
-    /// Milliseconds since `epoch`.
-    unsettled_until: AtomicU64,
-}
-
-/// The versions that some tags had at one moment.
+/// The versions that some tags had at one moment: the slot's index in the upper 16 bits, then the two halves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TagVersions(SmallVec<[(u32, u64); 4]>);
+pub struct TagVersions(SmallVec<[u64; 8]>);
+
+/// What has become of something since its versions were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Validity {
+    /// Nothing.
+    Current,
+    /// One of its tags was marked stale.
+    Stale,
+    /// One of its tags was bumped: it must not be used any more.
+    Ended,
+}
 
 impl TagTable {
     /// A table in which nothing has been written yet; `now` is the origin of its times.
     pub fn new(now: Instant) -> Self {
+        let zeros = || (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
         Self {
-            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            versions: zeros(),
+            unsettled_until: zeros(),
             epoch: now,
         }
     }
 
-    fn index(tag: Tag) -> u32 {
+    fn index(tag: Tag) -> usize {
         // The tags are FNV hashes, whose low bits are the well mixed ones.
-        (tag.0 ^ (tag.0 >> 32)) as u32 & (SLOTS as u32 - 1)
+        (tag.0 ^ (tag.0 >> 32)) as usize % SLOTS
     }
 
-    fn slot(&self, index: u32) -> &Slot {
-        &self.slots[index as usize]
+    fn load(&self, index: usize) -> u64 {
+        let version = self.versions[index].load(Ordering::SeqCst) & (HARD | SOFT);
+        (index as u64) << INDEX_SHIFT | version
     }
 
     /// The versions of `tags` now. Take them before the fetch begins.
-    pub fn versions(&self, tags: &[Tag]) -> TagVersions {
-        TagVersions(
-            tags.iter()
-                .map(|tag| {
-                    let index = Self::index(*tag);
-                    (index, self.slot(index).version.load(Ordering::SeqCst))
-                })
-                .collect(),
-        )
+    pub fn versions(&self, tags: impl IntoIterator<Item = Tag>) -> TagVersions {
+        TagVersions(tags.into_iter().map(|tag| self.load(Self::index(tag))).collect())
     }
 
-    /// Whether none of the tags was bumped since `versions` were taken.
+    /// What has happened to the tags since `versions` were taken.
+    pub fn validity(&self, versions: &TagVersions) -> Validity {
+        let mut changed = 0;
+        for then in &versions.0 {
+            changed |= self.load((then >> INDEX_SHIFT) as usize) ^ then;
+        }
+        match changed {
+            0 => Validity::Current,
+            _ if changed & HARD == 0 => Validity::Stale,
+            _ => Validity::Ended,
+        }
+    }
+
+    /// Whether none of the tags was touched since `versions` were taken.
     pub fn is_current(&self, versions: &TagVersions) -> bool {
-        versions
-            .0
-            .iter()
-            .all(|(index, version)| self.slot(*index).version.load(Ordering::SeqCst) == *version)
+        self.validity(versions) == Validity::Current
     }
 
     /// Ends every answer that depends on one of `tags`.
     pub fn bump(&self, tags: &[Tag]) {
         for tag in tags {
-            self.slot(Self::index(*tag))
-                .version
-                .fetch_add(1, Ordering::SeqCst);
+            self.versions[Self::index(*tag)].fetch_add(HARD_ONE, Ordering::SeqCst);
         }
     }
 
-    /// The same, for a write that may still take effect: answers that depend on `tags` are not stored until
-    /// `wait` has passed.
+    /// Ends every answer there is.
+    pub fn bump_all(&self) {
+        for version in &self.versions {
+            version.fetch_add(HARD_ONE, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes every answer stale that depends on `tag`.
+    pub fn mark_stale(&self, tag: Tag) {
+        mark(&self.versions[Self::index(tag)]);
+    }
+
+    /// Makes every answer stale.
+    pub fn mark_all_stale(&self) {
+        self.versions.iter().for_each(mark);
+    }
+
+    /// The same as [`bump`](Self::bump), for a write that may still take effect: answers that depend on `tags`
+    /// are not stored until `wait` has passed.
     pub fn bump_unsettled(&self, tags: &[Tag], now: Instant, wait: Duration) {
         let until = self.millis(now + wait);
         for tag in tags {
-            self.slot(Self::index(*tag))
-                .unsettled_until
-                .fetch_max(until, Ordering::SeqCst);
+            self.unsettled_until[Self::index(*tag)].fetch_max(until, Ordering::SeqCst);
         }
         self.bump(tags);
     }
@@ -95,15 +130,30 @@ impl TagTable {
     /// Whether an answer with these tags may be stored at `now`.
     pub fn is_settled(&self, versions: &TagVersions, now: Instant) -> bool {
         let now = self.millis(now);
-        versions
-            .0
-            .iter()
-            .all(|(index, _)| self.slot(*index).unsettled_until.load(Ordering::SeqCst) <= now)
+        versions.0.iter().all(|version| {
+            let index = (version >> INDEX_SHIFT) as usize;
+            self.unsettled_until[index].load(Ordering::SeqCst) <= now
+        })
     }
 
     fn millis(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.epoch).as_millis() as u64
     }
+}
+
+impl TagVersions {
+    /// Whether a change of `tag` would be seen.
+    pub fn cover(&self, tag: Tag) -> bool {
+        let index = TagTable::index(tag) as u64;
+        self.0.iter().any(|version| version >> INDEX_SHIFT == index)
+    }
+}
+
+/// Adds one to the soft half, which must not spill into the hard one.
+fn mark(version: &AtomicU64) {
+    let next = |now: u64| Some((now & !SOFT) | (now.wrapping_add(1) & SOFT));
+    // Cannot fail: `next` always has a value.
+    let _ = version.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
 }
 
 #[cfg(test)]
@@ -122,12 +172,12 @@ mod tests {
         let (table, _) = table();
         let user = Tag::of(TagKind::Conversations, b"a");
         let other = Tag::of(TagKind::Conversations, b"b");
-        let (mine, theirs) = (table.versions(&[user]), table.versions(&[other]));
+        let (mine, theirs) = (table.versions([user]), table.versions([other]));
         table.bump(&[user]);
         assert!(!table.is_current(&mine));
         assert!(table.is_current(&theirs));
         assert!(
-            table.is_current(&table.versions(&[user])),
+            table.is_current(&table.versions([user])),
             "what begins after the write is good"
         );
     }
@@ -137,9 +187,36 @@ mod tests {
         let (table, now) = table();
         let tags = [Tag::all(TagKind::Datasets)];
         table.bump_unsettled(&tags, now, Duration::from_secs(30));
-        let after = table.versions(&tags);
+        let after = table.versions(tags);
         assert!(table.is_current(&after));
         assert!(!table.is_settled(&after, now + Duration::from_secs(29)));
         assert!(table.is_settled(&after, now + Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn a_mark_makes_stale_and_a_bump_ends_whatever_was_marked_before() {
+        let (table, _) = table();
+        let tags = [
+            Tag::all(TagKind::AppMetadata),
+            Tag::of(TagKind::Route, b"/v1/info"),
+        ];
+        let versions = table.versions(tags);
+        for _ in 0..=u16::MAX {
+            table.mark_stale(tags[1]);
+        }
+        assert_eq!(
+            table.validity(&versions),
+            Validity::Current,
+            "65,536 marks come round, and end nothing"
+        );
+        table.mark_stale(tags[1]);
+        assert_eq!(table.validity(&versions), Validity::Stale);
+        table.bump(&tags[..1]);
+        assert_eq!(table.validity(&versions), Validity::Ended);
+        let after = table.versions(tags);
+        table.mark_all_stale();
+        assert_eq!(table.validity(&after), Validity::Stale);
+        table.bump_all();
+        assert_eq!(table.validity(&after), Validity::Ended);
     }
 }

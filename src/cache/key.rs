@@ -7,10 +7,11 @@
 use std::borrow::Cow;
 
 use http::header::{ACCEPT_ENCODING, HOST, ORIGIN};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 
 use crate::types::ids::Principal;
-use crate::types::request::{ClassifiedRequest, Client};
+use crate::types::request::Client;
 
 /// First 128 bits of a blake3 digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,16 +26,10 @@ fn selects(name: &HeaderName) -> bool {
 }
 
 impl Key {
-    /// The key of `request` asked by `principal`. HEAD shares the key of GET.
-    pub fn of(request: &ClassifiedRequest, principal: Principal) -> Self {
-        let uri = &request.parts.uri;
-        Self::from_parts(
-            &request.client,
-            uri.path(),
-            uri.query(),
-            &request.parts.headers,
-            principal,
-        )
+    /// The key of a request asked by `principal`. HEAD shares the key of GET.
+    pub fn of(request: &Parts, client: &Client, principal: Principal) -> Self {
+        let uri = &request.uri;
+        Self::from_parts(client, uri.path(), uri.query(), &request.headers, principal)
     }
 
     fn from_parts(

@@ -17,6 +17,12 @@ pub struct CacheMetrics {
     pub(super) invalidations: IntCounter,
     /// Writes whose outcome was never seen.
     pub(super) unsettled: IntCounter,
+    pub(super) stale_while_revalidate: IntCounter,
+    pub(super) stale_if_error: IntCounter,
+    pub(super) refreshed: IntCounter,
+    pub(super) refreshes_failed: IntCounter,
+    pub(super) refreshes_skipped: IntCounter,
+    pub(super) purges: IntCounter,
 }
 
 impl CacheMetrics {
@@ -35,14 +41,26 @@ impl CacheMetrics {
             registry.register(Box::new(counter.clone()))?;
             Ok(counter)
         };
-        let evictions = IntCounterVec::new(
-            Opts::new(
-                "dify_edge_cache_evictions_total",
-                "Stored answers removed, by cause",
-            ),
-            &["cause"],
+        let counters = |name: &str, help: &str, label: &str| -> Result<IntCounterVec, prometheus::Error> {
+            let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let evictions = counters(
+            "dify_edge_cache_evictions_total",
+            "Stored answers removed, by cause",
+            "cause",
         )?;
-        registry.register(Box::new(evictions.clone()))?;
+        let stale = counters(
+            "dify_edge_cache_stale_total",
+            "Stale answers given, by reason",
+            "reason",
+        )?;
+        let refreshes = counters(
+            "dify_edge_cache_refreshes_total",
+            "Fetches in the background, by result",
+            "result",
+        )?;
         Ok(Self {
             entries: gauge("dify_edge_cache_entries", "Answers held in memory")?,
             bytes: gauge(
@@ -51,6 +69,12 @@ impl CacheMetrics {
             )?,
             evicted_for_size: evictions.with_label_values(&["size"]),
             evicted_by_age: evictions.with_label_values(&["expired"]),
+            stale_while_revalidate: stale.with_label_values(&["while_revalidate"]),
+            stale_if_error: stale.with_label_values(&["if_error"]),
+            refreshed: refreshes.with_label_values(&["done"]),
+            refreshes_failed: refreshes.with_label_values(&["failed"]),
+            refreshes_skipped: refreshes.with_label_values(&["skipped"]),
+            purges: counter("dify_edge_cache_purges_total", "Purges by an operator")?,
             coalesced: counter(
                 "dify_edge_cache_coalesced_total",
                 "Requests that waited for another request's fetch",

@@ -3,16 +3,18 @@
 //! `service` is the only file that knows tower; the others are plain types and pure functions. What a request
 //! is about was decided before (`classify`); how a missing answer is fetched is decided behind (`resilience`).
 
-mod cache_status;
+pub mod cache_status;
 mod coalesce;
 pub mod control;
 mod entry;
+mod fetching;
 mod fill;
 pub mod freshness;
 pub mod invalidation;
 pub mod key;
 mod metrics;
-mod request_control;
+pub mod plan;
+pub mod request_control;
 mod service;
 mod signed_urls;
 #[cfg(test)]

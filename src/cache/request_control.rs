@@ -13,7 +13,7 @@ use super::freshness::directives;
 
 /// The directives of a request that change what this cache does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct RequestControl {
+pub struct RequestControl {
     /// Nothing stored may answer.
     pub no_cache: bool,
     /// The answer may not be stored.

@@ -4,38 +4,29 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use http::header::{AGE, CONTENT_TYPE, SET_COOKIE};
-use http::{HeaderValue, Method, Response, StatusCode};
-use hyper::ext::ReasonPhrase;
+use http::header::CONTENT_TYPE;
+use http::{Method, Response, StatusCode};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt as _};
 
 use super::cache_status::{CacheStatus, Forward};
-use super::coalesce::{self, Flights, Landing, Leader, Role};
+use super::coalesce::{self, Landing, Role};
 use super::control::CacheControl;
 use super::entry::Entry;
-use super::fill::{Collected, collect};
-use super::freshness;
-use super::invalidation::{TagTable, TagVersions};
+use super::fetching::{Miss, Shared, finish, with_outcome};
 use super::key::Key;
 use super::metrics::CacheMetrics;
-use super::request_control::{RequestControl, needs_origin};
-use super::tier::l1_memory::{L1, default_max_bytes};
+use super::plan::{Plan, StaleUse, Verdict, judge};
+use super::request_control::RequestControl;
 use super::write_guard::WriteGuard;
 use crate::config::CacheConfig;
-use crate::types::failure::Origin;
 use crate::types::ids::Principal;
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
-use crate::types::request::{CacheClass, ClassifiedRequest, FetchHead, FetchRequest};
+use crate::types::request::{ClassifiedRequest, FetchHead, FetchRequest};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure, FailureKind};
-
-/// How long a key whose answer could not be shared is fetched without waiting for others.
-const UNSHARED_FOR: Duration = Duration::from_secs(5);
-/// How many such keys are remembered.
-const UNSHARED_KEYS: u64 = 16_384;
 
 /// Puts a [`Cache`] before a service that fetches.
 #[derive(Debug, Clone)]
@@ -43,44 +34,17 @@ pub struct CacheLayer {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    config: CacheConfig,
-    clock: Clock,
-    metrics: CacheMetrics,
-    l1: L1,
-    flights: Flights,
-    tags: Arc<TagTable>,
-    unshared: moka::sync::Cache<Key, tokio::time::Instant>,
-}
-
 impl CacheLayer {
     /// An empty cache.
     pub fn new(config: CacheConfig, clock: Clock, metrics: CacheMetrics) -> Self {
-        let max_bytes = config
-            .local
-            .max_bytes
-            .map_or_else(default_max_bytes, |size| size.0);
-        let l1 = L1::new(max_bytes, Duration::from_secs(config.ttl_seconds), &metrics);
-        let tags = Arc::new(TagTable::new(clock.now().monotonic));
-        let unshared = moka::sync::Cache::new(UNSHARED_KEYS);
-        let shared = Shared {
-            config,
-            clock,
-            metrics,
-            l1,
-            flights: Flights::new(),
-            tags,
-            unshared,
-        };
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(config, clock, metrics)),
         }
     }
 
     /// A handle for the administrative side.
     pub fn control(&self) -> CacheControl {
-        CacheControl::new(self.shared.l1.clone(), self.shared.metrics.clone())
+        CacheControl::new(self.shared.clone())
     }
 }
 
@@ -123,32 +87,6 @@ impl Future for CacheFuture {
     }
 }
 
-/// What is known of a request that nothing stored could answer.
-#[derive(Debug, Clone)]
-struct Miss {
-    key: Key,
-    class: CacheClass,
-    /// Not in the route table.
-    unknown_route: bool,
-    forward: Forward,
-    outcome: Outcome,
-}
-
-/// What a fetch came to.
-enum Fetched {
-    /// An answer that everyone with the key may have.
-    Shared {
-        entry: Arc<Entry>,
-        /// Whether it went into the cache, too.
-        stored: bool,
-        phases: Phases,
-        /// What only the client that asked gets.
-        cookies: Vec<HeaderValue>,
-    },
-    /// An answer for the client that asked, and why it is not shared.
-    Unshared(Response<Body>, &'static str),
-}
-
 impl<S> Service<ClassifiedRequest> for Cache<S>
 where
     S: Service<FetchRequest, Response = Response<Body>, Error = Failure> + Clone + Send + Sync + 'static,
@@ -163,26 +101,20 @@ where
     }
 
     fn call(&mut self, request: ClassifiedRequest) -> CacheFuture {
-        let outcome = Outcome {
-            class: request.class,
-            template: request.template,
-            cache: CacheOutcome::Bypass,
-            principal: request.principal,
-            phases: Phases::default(),
-        };
-        if !request.invalidates.is_empty() {
-            return self.write(request, outcome);
-        }
-        match self.plan(&request) {
+        let outcome = outcome(&request);
+        let plan = Plan::of(
+            &request.parts.method,
+            &request.parts.headers,
+            !request.body.is_empty(),
+            &request.decision,
+            self.shared.config.enable_local,
+        );
+        match plan {
+            Plan::Write => self.write(request, outcome),
             Plan::Pass(forward, detail) => self.pass(request, outcome, forward, detail),
             Plan::LookUp(principal, control) => self.look_up(request, outcome, principal, control),
         }
     }
-}
-
-enum Plan {
-    Pass(Forward, &'static str),
-    LookUp(Principal, RequestControl),
 }
 
 impl<S> Cache<S>
@@ -190,27 +122,6 @@ where
     S: Service<FetchRequest, Response = Response<Body>, Error = Failure> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    fn plan(&self, request: &ClassifiedRequest) -> Plan {
-        let method = &request.parts.method;
-        if method != Method::GET && method != Method::HEAD {
-            return Plan::Pass(Forward::Method, request.class.as_str());
-        }
-        if request.cache == CacheClass::Never || !self.shared.config.enable_local {
-            return Plan::Pass(Forward::Bypass, request.class.as_str());
-        }
-        let Some(principal) = request.principal else {
-            return Plan::Pass(Forward::Bypass, "no-principal");
-        };
-        if !request.body.is_empty() {
-            return Plan::Pass(Forward::Bypass, "request-body");
-        }
-        let control = RequestControl::of(&request.parts.headers);
-        if control.no_store {
-            return Plan::Pass(Forward::Request, "no-store");
-        }
-        Plan::LookUp(principal, control)
-    }
-
     /// Forwards what the cache has no part in.
     fn pass(
         &self,
@@ -237,7 +148,7 @@ where
     /// Forwards a write and ends what it changes.
     fn write(&self, mut request: ClassifiedRequest, outcome: Outcome) -> CacheFuture {
         let shared = &self.shared;
-        let tags = std::mem::take(&mut request.invalidates);
+        let tags = std::mem::take(&mut request.decision.invalidates);
         let guard = WriteGuard::new(
             shared.tags.clone(),
             tags,
@@ -281,36 +192,46 @@ where
         control: RequestControl,
     ) -> CacheFuture {
         let shared = &self.shared;
-        let key = Key::of(&request, principal);
+        let key = Key::of(&request.parts, &request.client, principal);
         let now = shared.clock.now().monotonic;
         let mut forward = if control.no_cache {
             Forward::Request
         } else {
             Forward::UriMiss
         };
+        let mut stale = None;
         if let Some(entry) = shared.l1.get(&key) {
-            let ttl = entry.ttl(now);
-            if control.no_cache {
-                // Not even somebody else's fetch will do.
-            } else if ttl.is_zero() || !shared.tags.is_current(&entry.versions) {
-                forward = Forward::Stale;
-            } else if needs_origin(&request.parts.headers, &entry.headers) {
-                return self.pass(request, outcome, Forward::Request, "condition");
-            } else if !control.accepts(entry.age(now), ttl) {
-                forward = Forward::Request;
-            } else {
-                outcome.cache = CacheOutcome::Hit;
-                let mut response = entry.response(&request.parts.method, now);
-                let status = CacheStatus {
-                    hit: true,
-                    ttl: Some(ttl.as_secs()),
-                    key: Some(&key),
-                    detail: Some(request.class.as_str()),
-                    ..CacheStatus::default()
-                };
-                status.write(response.headers_mut());
-                finish(&mut response, outcome);
-                return CacheFuture::Ready(Some(Ok(response)));
+            let validity = shared.tags.validity(&entry.versions);
+            match judge(&entry, validity, &request.parts.headers, &control, now) {
+                Verdict::Hit => {
+                    outcome.cache = CacheOutcome::Hit;
+                    let hot = shared
+                        .config
+                        .refresh_ahead
+                        .as_ref()
+                        .is_some_and(|ahead| entry.is_hot_and_ageing(ahead.last.0, ahead.min_hits, now));
+                    let detail = if hot && self.refresh(&request, key, &entry, now) {
+                        "refresh-ahead"
+                    } else {
+                        request.decision.class.as_str()
+                    };
+                    return stored(&entry, &request.parts.method, &key, outcome, detail, now);
+                }
+                Verdict::Stale(reason) => {
+                    outcome.cache = CacheOutcome::Stale;
+                    match reason {
+                        StaleUse::WhileRevalidating => shared.metrics.stale_while_revalidate.inc(),
+                        StaleUse::OnError => shared.metrics.stale_if_error.inc(),
+                    }
+                    self.refresh(&request, key, &entry, now);
+                    return stored(&entry, &request.parts.method, &key, outcome, reason.as_str(), now);
+                }
+                Verdict::Fallback => {
+                    forward = Forward::Stale;
+                    stale = Some(entry);
+                }
+                Verdict::Forward(why) => forward = why,
+                Verdict::Condition => return self.pass(request, outcome, Forward::Request, "condition"),
             }
         }
         if control.only_if_cached {
@@ -323,43 +244,48 @@ where
         if request.parts.method == Method::HEAD {
             return self.pass(request, outcome, forward, "head");
         }
-        outcome.cache = CacheOutcome::Miss;
-        let miss = Miss {
-            key,
-            class: request.cache,
-            unknown_route: request.template == "*",
-            forward,
-            outcome,
-        };
+        let miss = miss(&request, key, forward, outcome, stale);
         self.begin(request, miss, now)
     }
 
-    fn begin(&self, request: ClassifiedRequest, miss: Miss, now: tokio::time::Instant) -> CacheFuture {
+    fn begin(&self, request: ClassifiedRequest, miss: Miss, now: Instant) -> CacheFuture {
         let shared = self.shared.clone();
-        let versions = shared.tags.versions(&request.fills);
+        let versions = shared.versions(&request.decision, &miss.key);
         // What cannot be shared must not make others wait for it. Unknown routes are of that kind until the
         // origin says otherwise; a request that refuses stored answers wants one of its own.
-        let alone = miss.unknown_route
-            || miss.forward == Forward::Request
-            || shared.unshared.get(&miss.key).is_some_and(|until| now < until);
+        let alone =
+            miss.unknown_route || miss.forward == Forward::Request || shared.is_unshared(&miss.key, now);
         let role = (!alone).then(|| shared.flights.join(miss.key, &versions));
         let fetch = self.fetch(request);
         match role {
             Some(Role::Follower(flight)) => CacheFuture::Pending(Box::pin(async move {
                 shared.metrics.coalesced.inc();
-                match coalesce::wait(flight).await {
-                    Landing::Shared(entry, stored) => Ok(shared.collapsed(&entry, stored, miss)),
-                    Landing::Failed(failure) => Err(with_outcome(failure, miss.outcome)),
-                    Landing::Unshared => {
-                        let fetched = shared.fill(fetch, &miss, versions).await;
-                        shared.answer(fetched, miss)
+                let failed = match coalesce::wait(flight).await {
+                    Landing::Shared(entry, stored) => return Ok(shared.collapsed(&entry, stored, miss)),
+                    Landing::Failed(failure) => Some((None, Some(failure))),
+                    Landing::Refused(status) => Some((Some(status), None)),
+                    Landing::Unshared => None,
+                };
+                if let Some((status, failure)) = failed {
+                    if let Some(entry) = shared.fallback(&miss) {
+                        return Ok(shared.stale(&entry, status, &miss));
+                    }
+                    if let Some(failure) = failure {
+                        return Err(with_outcome(failure, miss.outcome));
                     }
                 }
+                let fetched = shared.fill(fetch, &miss, versions).await;
+                shared.answer(fetched, miss)
             })),
             Some(Role::Leader(leader)) => {
                 let (answer, answered) = oneshot::channel();
-                let leading = shared.clone().lead(leader, fetch, miss.clone(), versions, answer);
-                tokio::spawn(leading);
+                let (leading, led) = (shared.clone(), miss.clone());
+                // Detached from the request that began it: its end must not be the end for those who wait.
+                tokio::spawn(async move {
+                    let fetched = leading.lead(leader, fetch, &led, versions).await;
+                    // Nobody listens when the client has gone: then an answer that is not shared ends here.
+                    let _ = answer.send(fetched);
+                });
                 CacheFuture::Pending(Box::pin(async move {
                     let fetched = answered.await.unwrap_or_else(|_| {
                         Err(Failure::new(FailureKind::UpstreamReset, "the fetch was lost").sent())
@@ -374,9 +300,45 @@ where
         }
     }
 
+    /// Begins to fetch what `request` asks for anew in the background, unless that was done a moment ago, is
+    /// being done, or too much of it is being done.
+    fn refresh(&self, request: &ClassifiedRequest, key: Key, entry: &Arc<Entry>, now: Instant) -> bool {
+        if request.parts.method != Method::GET || !entry.take_refresh(now) {
+            return false;
+        }
+        let shared = self.shared.clone();
+        let Ok(permit) = shared.refreshes.clone().try_acquire_owned() else {
+            shared.metrics.refreshes_skipped.inc();
+            return false;
+        };
+        let versions = shared.versions(&request.decision, &key);
+        let Role::Leader(leader) = shared.flights.join(key, &versions) else {
+            return false;
+        };
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.method = request.parts.method.clone();
+        parts.uri = request.parts.uri.clone();
+        parts.version = request.parts.version;
+        parts.headers = request.parts.headers.clone();
+        let copy = ClassifiedRequest {
+            parts,
+            body: Body::Empty,
+            client: request.client,
+            decision: request.decision.clone(),
+        };
+        let miss = miss(&copy, key, Forward::Stale, outcome(&copy), None);
+        let fetch = self.fetch(copy);
+        let entry = entry.clone();
+        tokio::spawn(async move {
+            shared.refresh(leader, fetch, &miss, versions, &entry).await;
+            drop(permit);
+        });
+        true
+    }
+
     /// The table of tags, for a test to bump.
     #[cfg(test)]
-    pub(super) fn tags_for_test(&self) -> Arc<TagTable> {
+    pub(super) fn tags_for_test(&self) -> Arc<super::invalidation::TagTable> {
         self.shared.tags.clone()
     }
 
@@ -389,173 +351,14 @@ where
         let head = FetchHead {
             parts: request.parts,
             client: request.client,
-            upstream: request.upstream,
-            class: request.class,
-            lane: request.lane,
-            timeouts: request.timeouts,
-            deadline: request.timeouts.total.map(|total| now + total),
+            upstream: request.decision.upstream,
+            class: request.decision.class,
+            lane: request.decision.lane,
+            timeouts: request.decision.timeouts,
+            deadline: request.decision.timeouts.total.map(|total| now + total),
         };
         let body = request.body;
         self.inner.clone().oneshot(FetchRequest { head, body })
-    }
-}
-
-impl Shared {
-    /// Fetches for everyone who waits; detached from the request that began it.
-    async fn lead(
-        self: Arc<Self>,
-        leader: Leader,
-        fetch: impl Future<Output = Result<Response<Body>, Failure>> + Send,
-        miss: Miss,
-        versions: TagVersions,
-        answer: oneshot::Sender<Result<Fetched, Failure>>,
-    ) {
-        let fetched = self.fill(fetch, &miss, versions).await;
-        leader.land(match &fetched {
-            Ok(Fetched::Shared { entry, stored, .. }) => Landing::Shared(entry.clone(), *stored),
-            Ok(Fetched::Unshared(..)) => Landing::Unshared,
-            // What lies with the client that asked does not concern the others.
-            Err(failure) if failure.kind.origin() == Origin::Client => Landing::Unshared,
-            Err(failure) => Landing::Failed(failure.clone()),
-        });
-        // Nobody listens when the client has gone: then an answer that is not shared ends here.
-        let _ = answer.send(fetched);
-    }
-
-    /// Fetches, and stores what may be stored.
-    async fn fill(
-        &self,
-        fetch: impl Future<Output = Result<Response<Body>, Failure>> + Send,
-        miss: &Miss,
-        versions: TagVersions,
-    ) -> Result<Fetched, Failure> {
-        let response = fetch.await?;
-        let now = self.clock.now();
-        let head = freshness::by_head(
-            miss.class,
-            response.status(),
-            response.headers(),
-            // An unknown route's principal covers the whole Cookie field.
-            miss.unknown_route,
-            &self.config,
-            now,
-        );
-        let storable = match head {
-            Ok(storable) => storable,
-            Err(reason) => return Ok(self.unshared(miss, response, reason)),
-        };
-        let (mut head, body) = response.into_parts();
-        let body = match collect(body, self.config.local.entry_limit()).await {
-            Collected::Whole(body) => body,
-            Collected::Unfinished(body, reason) => {
-                return Ok(self.unshared(miss, Response::from_parts(head, body), reason));
-            }
-        };
-        let now = self.clock.now();
-        let decided = freshness::by_body(miss.class, &head.headers, &body, storable, &self.config, now);
-        let storable = match decided {
-            Ok(storable) => storable,
-            Err(reason) => {
-                let response = Response::from_parts(head, Body::from(body));
-                return Ok(self.unshared(miss, response, reason));
-            }
-        };
-        let phases = head.extensions.get::<Phases>().copied().unwrap_or_default();
-        let cookies = match head.headers.entry(SET_COOKIE) {
-            http::header::Entry::Occupied(cookies) => cookies.remove_entry_mult().1.collect(),
-            http::header::Entry::Vacant(_) => Vec::new(),
-        };
-        head.headers.remove(AGE);
-        let entry = Arc::new(Entry {
-            status: head.status,
-            reason: head.extensions.remove::<ReasonPhrase>(),
-            headers: head.headers,
-            body,
-            stored_at: now.monotonic,
-            initial_age: storable.age,
-            fresh_until: now.monotonic + storable.ttl,
-            versions,
-        });
-        let stored =
-            self.tags.is_current(&entry.versions) && self.tags.is_settled(&entry.versions, now.monotonic);
-        if stored {
-            self.l1.insert(miss.key, entry.clone());
-        }
-        Ok(Fetched::Shared {
-            entry,
-            stored,
-            phases,
-            cookies,
-        })
-    }
-
-    /// Remembers that this key's answers are not to be waited for.
-    fn unshared(&self, miss: &Miss, response: Response<Body>, reason: &'static str) -> Fetched {
-        self.unshared
-            .insert(miss.key, self.clock.now().monotonic + UNSHARED_FOR);
-        Fetched::Unshared(response, reason)
-    }
-
-    /// The answer to the request that fetched.
-    fn answer(&self, fetched: Result<Fetched, Failure>, mut miss: Miss) -> Result<Response<Body>, Failure> {
-        match fetched {
-            Ok(Fetched::Shared {
-                entry,
-                stored,
-                phases,
-                cookies,
-            }) => {
-                miss.outcome.cache = if stored {
-                    CacheOutcome::Stored
-                } else {
-                    CacheOutcome::Miss
-                };
-                let mut response = self.share(&entry, stored, false, &miss);
-                response
-                    .headers_mut()
-                    .extend(cookies.into_iter().map(|cookie| (SET_COOKIE, cookie)));
-                response.extensions_mut().insert(phases);
-                finish(&mut response, miss.outcome);
-                Ok(response)
-            }
-            Ok(Fetched::Unshared(mut response, reason)) => {
-                let status = CacheStatus {
-                    forward: Some(miss.forward),
-                    forward_status: Some(response.status().as_u16()),
-                    key: Some(&miss.key),
-                    detail: Some(reason),
-                    ..CacheStatus::default()
-                };
-                status.write(response.headers_mut());
-                finish(&mut response, miss.outcome);
-                Ok(response)
-            }
-            Err(failure) => Err(with_outcome(failure, miss.outcome)),
-        }
-    }
-
-    /// The answer to a request that waited.
-    fn collapsed(&self, entry: &Entry, stored: bool, mut miss: Miss) -> Response<Body> {
-        miss.outcome.cache = CacheOutcome::Collapsed;
-        let mut response = self.share(entry, stored, true, &miss);
-        finish(&mut response, miss.outcome);
-        response
-    }
-
-    fn share(&self, entry: &Entry, stored: bool, collapsed: bool, miss: &Miss) -> Response<Body> {
-        let mut response = entry.fetched_response();
-        let status = CacheStatus {
-            forward: Some(miss.forward),
-            forward_status: Some(entry.status.as_u16()),
-            stored,
-            collapsed,
-            ttl: stored.then(|| entry.ttl(self.clock.now().monotonic).as_secs()),
-            key: Some(&miss.key),
-            detail: Some(miss.outcome.class.as_str()),
-            ..CacheStatus::default()
-        };
-        status.write(response.headers_mut());
-        response
     }
 }
 
@@ -577,15 +380,53 @@ fn found_no_handler(response: &Response<Body>) -> bool {
     }
 }
 
-/// Leaves word of what happened for metrics and the access log.
-fn finish(response: &mut Response<Body>, mut outcome: Outcome) {
-    if let Some(phases) = response.extensions_mut().remove::<Phases>() {
-        outcome.phases = phases;
+/// What is known of a request before the cache is asked.
+fn outcome(request: &ClassifiedRequest) -> Outcome {
+    Outcome {
+        class: request.decision.class,
+        template: request.decision.template,
+        cache: CacheOutcome::Bypass,
+        principal: request.decision.principal,
+        phases: Phases::default(),
     }
-    response.extensions_mut().insert(outcome);
 }
 
-fn with_outcome(mut failure: Failure, outcome: Outcome) -> Failure {
-    failure.outcome.get_or_insert(outcome);
-    failure
+fn miss(
+    request: &ClassifiedRequest,
+    key: Key,
+    forward: Forward,
+    mut outcome: Outcome,
+    stale: Option<Arc<Entry>>,
+) -> Miss {
+    outcome.cache = CacheOutcome::Miss;
+    Miss {
+        key,
+        class: request.decision.cache,
+        unknown_route: request.decision.template == "*",
+        forward,
+        outcome,
+        stale,
+    }
+}
+
+/// The answer from memory.
+fn stored(
+    entry: &Entry,
+    method: &Method,
+    key: &Key,
+    outcome: Outcome,
+    detail: &'static str,
+    now: Instant,
+) -> CacheFuture {
+    let mut response = entry.response(method, now);
+    let status = CacheStatus {
+        hit: true,
+        ttl: Some(entry.signed_ttl(now)),
+        key: Some(key),
+        detail: Some(detail),
+        ..CacheStatus::default()
+    };
+    status.write(response.headers_mut());
+    finish(&mut response, outcome);
+    CacheFuture::Ready(Some(Ok(response)))
 }

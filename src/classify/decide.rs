@@ -5,9 +5,9 @@ use http::{HeaderMap, Method};
 
 use crate::config::Config;
 use crate::types::failure::{Failure, FailureKind};
-use crate::types::ids::{Principal, Tag, TagKind, Tags};
+use crate::types::ids::{Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
-use crate::types::request::{CacheClass, Lane, Timeouts, UpstreamId};
+use crate::types::request::{CacheClass, Decision, Lane};
 
 use super::body_limit::declared_length;
 use super::row::{Limit, Methods, Row, TagRule, Who};
@@ -20,62 +20,6 @@ const UNKNOWN: &str = "*";
 
 /// What lives in dify-api, by the first segment of a path.
 const DIFY_ROOTS: [&[u8]; 7] = [b"v1", b"api", b"console", b"inner", b"mcp", b"triggers", b"files"];
-
-/// Everything that the head of a request says about it; the fields are those of
-/// [`ClassifiedRequest`](crate::types::request::ClassifiedRequest).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
-    /// Which upstream serves it.
-    pub upstream: UpstreamId,
-    /// What the route is for.
-    pub class: RouteClass,
-    /// The route's template, `"*"` when unknown.
-    pub template: &'static str,
-    /// How its answers are cached.
-    pub cache: CacheClass,
-    /// Whose answer it is.
-    pub principal: Option<Principal>,
-    /// What the answer depends on.
-    pub fills: Tags,
-    /// What the request changes; of a write to conversations those of every user, see
-    /// [`wants_user`](Self::wants_user).
-    pub invalidates: Tags,
-    /// Share of the slots.
-    pub lane: Lane,
-    /// Limits of the exchange.
-    pub timeouts: Timeouts,
-    /// Whether the body names the one user whose conversations the request changes:
-    /// [`narrow_to`](Self::narrow_to).
-    pub wants_user: bool,
-}
-
-impl Decision {
-    /// Ends the conversations of one user instead of everybody's.
-    pub fn narrow_to(&mut self, user: &str) {
-        for tag in &mut self.invalidates {
-            if *tag == Tag::all(TagKind::Conversations) {
-                *tag = Tag::of(TagKind::Conversations, user.as_bytes());
-            }
-        }
-    }
-
-    /// Takes the request out of the cache.
-    pub(super) fn never_cached(&mut self) {
-        self.cache = CacheClass::Never;
-        self.fills.clear();
-    }
-
-    /// What metrics and logs can say of a request that ends here.
-    pub(super) fn outcome(&self) -> Outcome {
-        Outcome {
-            class: self.class,
-            template: self.template,
-            cache: CacheOutcome::None,
-            principal: self.principal,
-            phases: Phases::default(),
-        }
-    }
-}
 
 /// The route table and the upstreams, made ready once.
 #[derive(Debug)]

@@ -18,5 +18,5 @@ mod tests;
 mod upstreams;
 mod user;
 
-pub use decide::{Classifier, Decision};
+pub use decide::Classifier;
 pub use service::{Classify, ClassifyFuture, ClassifyLayer};

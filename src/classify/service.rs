@@ -15,12 +15,12 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use super::body_limit::BodyLimit;
-use super::decide::{Classifier, Decision};
+use super::decide::Classifier;
 use super::{body_peek, user};
 use crate::config::Config;
 use crate::config::listen::BodyLimits;
 use crate::types::outcome::Known;
-use crate::types::request::{CacheClass, ClassifiedRequest, Client};
+use crate::types::request::{CacheClass, ClassifiedRequest, Client, Decision};
 use crate::types::{Body, Failure};
 
 #[derive(Debug)]
@@ -161,15 +161,7 @@ impl Unclassified {
             parts: self.parts,
             body: self.body,
             client: self.client,
-            upstream: decision.upstream,
-            class: decision.class,
-            template: decision.template,
-            cache: decision.cache,
-            principal: decision.principal,
-            fills: decision.fills,
-            invalidates: decision.invalidates,
-            lane: decision.lane,
-            timeouts: decision.timeouts,
+            decision,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::units::{Size, Span};
+use crate::types::units::{Ratio, Size, Span};
 
 /// The response cache.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,8 @@ pub struct CacheConfig {
     /// How long a signed file URL of Dify lives (its `FILES_ACCESS_TIMEOUT`). An answer that carries one is
     /// kept for at most a fifth of what is left of it. Default 300s.
     pub signed_url_life: Span,
+    /// Fetching hot answers anew before they become stale. Default: not done.
+    pub refresh_ahead: Option<RefreshAheadConfig>,
     /// Accepted, not active in this version: LLM answers.
     pub answers: Option<serde_json::Value>,
 }
@@ -37,6 +39,7 @@ impl Default for CacheConfig {
             redis: None,
             classes: CacheClasses::default(),
             signed_url_life: Span::secs(300),
+            refresh_ahead: None,
             answers: None,
         }
     }
@@ -70,6 +73,25 @@ impl LocalConfig {
     }
 }
 
+/// Fetching hot answers anew before they become stale, in the background.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RefreshAheadConfig {
+    /// In which last part of an answer's lifetime a request for it begins the fetch. Default 20%.
+    pub last: Ratio,
+    /// How often it must have answered by then. Default 10.
+    pub min_hits: u32,
+}
+
+impl Default for RefreshAheadConfig {
+    fn default() -> Self {
+        Self {
+            last: Ratio(0.2),
+            min_hits: 10,
+        }
+    }
+}
+
 /// Lifetimes by class; each is cut to `ttl_seconds`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -94,7 +116,11 @@ impl Default for CacheClasses {
             ..ClassConfig::default()
         };
         Self {
-            metadata: class(60),
+            metadata: ClassConfig {
+                stale_while_revalidate: Span::secs(60),
+                stale_if_error: Span::secs(3600),
+                ..class(60)
+            },
             listing: class(5),
             run: class(3600),
             origin: class(3600),
@@ -130,9 +156,12 @@ impl CacheClasses {
 pub struct ClassConfig {
     /// How long an answer is fresh. 0s: this class is not kept.
     pub ttl: Span,
-    /// Accepted, not active in this version.
+    /// How long after that it may still be given while one new one is fetched in the background (RFC 5861).
+    /// A number in the answer's own Cache-Control counts before this one; none is given after `ttl_seconds`.
+    /// Default 0s; of `metadata` 60s.
     pub stale_while_revalidate: Span,
-    /// Accepted, not active in this version.
+    /// How long after that it may be given when no new one can be had: 500, 502, 503, 504, no connection, no
+    /// answer in time. Default 0s; of `metadata` 1h.
     pub stale_if_error: Span,
     /// `refuse`: an answer with Set-Cookie is not kept. `strip`: it is kept without its cookies, for a Dify
     /// that repeats the API key in a cookie on every answer. Default `refuse`.

@@ -55,6 +55,8 @@ closed_labels! {
     CacheOutcome {
         /// Answered from memory.
         Hit = "hit",
+        /// Answered from memory although stale (RFC 5861).
+        Stale = "stale",
         /// Nothing stored; fetched and stored.
         Stored = "stored",
         /// Nothing stored; fetched, and the answer was not one to keep.

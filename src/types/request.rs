@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use super::body::Body;
 use super::endpoint::{Endpoint, Slot};
 use super::failure::Failure;
-use super::ids::{Principal, Tags};
-use super::outcome::RouteClass;
+use super::ids::{Principal, Tag, TagKind, Tags};
+use super::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
 
 /// The connection that a request came on.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +80,61 @@ pub struct Timeouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UpstreamId(pub usize);
 
+/// Everything that is decided about a request before the cache is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Which upstream serves it.
+    pub upstream: UpstreamId,
+    /// What the route is for.
+    pub class: RouteClass,
+    /// The route's template, `"*"` when unknown.
+    pub template: &'static str,
+    /// How its answers are cached.
+    pub cache: CacheClass,
+    /// Whose answer it is.
+    pub principal: Option<Principal>,
+    /// What the answer depends on.
+    pub fills: Tags,
+    /// What the request changes; of a write to conversations those of every user, see
+    /// [`wants_user`](Self::wants_user).
+    pub invalidates: Tags,
+    /// Share of the slots.
+    pub lane: Lane,
+    /// Limits of the exchange.
+    pub timeouts: Timeouts,
+    /// Whether the body names the one user whose conversations the request changes:
+    /// [`narrow_to`](Self::narrow_to).
+    pub wants_user: bool,
+}
+
+impl Decision {
+    /// Ends the conversations of one user instead of everybody's.
+    pub fn narrow_to(&mut self, user: &str) {
+        for tag in &mut self.invalidates {
+            if *tag == Tag::all(TagKind::Conversations) {
+                *tag = Tag::of(TagKind::Conversations, user.as_bytes());
+            }
+        }
+    }
+
+    /// Takes the request out of the cache.
+    pub fn never_cached(&mut self) {
+        self.cache = CacheClass::Never;
+        self.fills.clear();
+    }
+
+    /// What metrics and logs can say of a request that ends before the cache.
+    pub fn outcome(&self) -> Outcome {
+        Outcome {
+            class: self.class,
+            template: self.template,
+            cache: CacheOutcome::None,
+            principal: self.principal,
+            phases: Phases::default(),
+        }
+    }
+}
+
 /// A request with everything that the cache wants to know about it.
 #[derive(Debug)]
 pub struct ClassifiedRequest {
@@ -89,24 +144,8 @@ pub struct ClassifiedRequest {
     pub body: Body,
     /// The connection.
     pub client: Client,
-    /// Which upstream serves it.
-    pub upstream: UpstreamId,
-    /// What the route is for.
-    pub class: RouteClass,
-    /// The route's template, `"*"` when unknown.
-    pub template: &'static str,
-    /// How its answers are cached. `Never` without a principal.
-    pub cache: CacheClass,
-    /// Whose answer it is.
-    pub principal: Option<Principal>,
-    /// What the answer depends on.
-    pub fills: Tags,
-    /// What a request like this changes; empty for reads.
-    pub invalidates: Tags,
-    /// Share of the slots.
-    pub lane: Lane,
-    /// Limits of the exchange.
-    pub timeouts: Timeouts,
+    /// What `classify` decided.
+    pub decision: Decision,
 }
 
 /// What is to be fetched from an upstream; cache concerns are gone.

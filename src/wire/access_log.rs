@@ -162,7 +162,10 @@ impl Drop for Record {
         metrics.count_request(self.class(), cache, self.status);
         metrics.observe(self.class(), Phase::Total, took);
         if let Some(outcome) = self.outcome
-            && !matches!(cache, CacheOutcome::Hit | CacheOutcome::None)
+            && !matches!(
+                cache,
+                CacheOutcome::Hit | CacheOutcome::Stale | CacheOutcome::None
+            )
         {
             metrics.observe(self.class(), Phase::Queue, outcome.phases.queue);
             metrics.observe(self.class(), Phase::Connect, outcome.phases.connect);

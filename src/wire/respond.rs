@@ -113,7 +113,7 @@ fn cache_status(failure: &Failure, code: &str) -> String {
         CacheOutcome::Bypass => "dify-edge; fwd=bypass".into(),
         CacheOutcome::Collapsed => "dify-edge; fwd=miss; collapsed".into(),
         CacheOutcome::Miss | CacheOutcome::Stored => "dify-edge; fwd=miss".into(),
-        CacheOutcome::Hit => "dify-edge; hit".into(),
+        CacheOutcome::Hit | CacheOutcome::Stale => "dify-edge; hit".into(),
     }
 }
 

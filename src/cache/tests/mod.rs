@@ -16,9 +16,10 @@ use crate::config::cache::SetCookie;
 use crate::types::ids::{Principal, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, RouteClass};
 use crate::types::request::{
-    CacheClass, ClassifiedRequest, Client, FetchRequest, Lane, Timeouts, UpstreamId,
+    CacheClass, ClassifiedRequest, Client, Decision, FetchRequest, Lane, Timeouts, UpstreamId,
 };
 use crate::types::time::{Clock, ManualTime};
+use crate::types::units::Span;
 use crate::types::{Body, Failure, FailureKind};
 
 mod writes;
@@ -143,17 +144,20 @@ fn request(method: Method, path: &str) -> ClassifiedRequest {
             tls: false,
             trusted: false,
         },
-        upstream: UpstreamId(0),
-        class: RouteClass::Metadata,
-        template: "/v1/info",
-        cache: CacheClass::Metadata,
-        principal: Some(Principal([7; 16])),
-        fills: Tags::from_slice(&[Tag::all(TagKind::AppMetadata)]),
-        invalidates: Tags::new(),
-        lane: Lane::Interactive,
-        timeouts: Timeouts {
-            total: None,
-            idle: None,
+        decision: Decision {
+            upstream: UpstreamId(0),
+            class: RouteClass::Metadata,
+            template: "/v1/info",
+            cache: CacheClass::Metadata,
+            principal: Some(Principal([7; 16])),
+            fills: Tags::from_slice(&[Tag::all(TagKind::AppMetadata)]),
+            invalidates: Tags::new(),
+            lane: Lane::Interactive,
+            timeouts: Timeouts {
+                total: None,
+                idle: None,
+            },
+            wants_user: false,
         },
     }
 }
@@ -163,12 +167,19 @@ fn get(path: &str) -> ClassifiedRequest {
 }
 
 fn write(class: RouteClass) -> ClassifiedRequest {
-    ClassifiedRequest {
-        class,
-        cache: CacheClass::Never,
-        invalidates: Tags::from_slice(&[Tag::all(TagKind::AppMetadata)]),
-        ..request(Method::POST, "/v1/write")
-    }
+    let mut write = request(Method::POST, "/v1/write");
+    write.decision.class = class;
+    write.decision.cache = CacheClass::Never;
+    write.decision.invalidates = Tags::from_slice(&[Tag::all(TagKind::AppMetadata)]);
+    write
+}
+
+/// No stale answer is ever given.
+fn never_stale() -> CacheConfig {
+    let mut config = CacheConfig::default();
+    config.classes.metadata.stale_while_revalidate = Span::secs(0);
+    config.classes.metadata.stale_if_error = Span::secs(0);
+    config
 }
 
 fn ok(body: impl Into<Bytes>) -> Result<Response<Body>, Failure> {
@@ -184,7 +195,7 @@ fn numbered(_: &FetchRequest, number: usize) -> Result<Response<Body>, Failure> 
 
 #[tokio::test]
 async fn an_answer_is_fetched_once_and_then_comes_from_memory_until_its_ttl_ends() {
-    let bench = Bench::new(CacheConfig::default(), numbered);
+    let bench = Bench::new(never_stale(), numbered);
     let (first, body) = bench.get("/v1/info").await;
     assert_eq!((first.cache, body.as_str()), (CacheOutcome::Stored, "{\"n\":0}"));
     bench.time.advance(Duration::from_millis(59_999));
@@ -228,12 +239,12 @@ async fn a_file_that_the_origin_lets_us_keep_is_fetched_once_and_an_unknown_path
             Ok(response)
         });
         let waiting: Vec<_> = (0..3)
-            .map(|_| ClassifiedRequest {
-                template,
-                cache: CacheClass::Origin,
-                ..get("/v1/files/1/preview")
+            .map(|_| {
+                let mut request = get("/v1/files/1/preview");
+                request.decision.template = template;
+                request.decision.cache = CacheClass::Origin;
+                tokio::spawn(bench.send(request))
             })
-            .map(|request| tokio::spawn(bench.send(request)))
             .collect();
         bench.settle().await;
         assert_eq!(bench.calls(), fetches, "{template}");
@@ -456,19 +467,15 @@ async fn directives_of_the_request_are_honoured() {
 async fn different_principals_never_share_and_no_principal_never_stores() {
     let bench = Bench::new(CacheConfig::default(), numbered);
     bench.get("/v1/info").await;
-    let other = ClassifiedRequest {
-        principal: Some(Principal([8; 16])),
-        ..get("/v1/info")
-    };
+    let mut other = get("/v1/info");
+    other.decision.principal = Some(Principal([8; 16]));
     assert_eq!(
         read(bench.send(other).await.expect("an answer")).await.1,
         "{\"n\":1}"
     );
     for expected in ["{\"n\":2}", "{\"n\":3}"] {
-        let nobody = ClassifiedRequest {
-            principal: None,
-            ..get("/v1/info")
-        };
+        let mut nobody = get("/v1/info");
+        nobody.decision.principal = None;
         assert_eq!(
             read(bench.send(nobody).await.expect("an answer")).await.1,
             expected

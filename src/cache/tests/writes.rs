@@ -43,10 +43,8 @@ async fn nonsense_on_an_unknown_path_ends_nothing_but_a_real_write_there_does() 
         ("/v1/nope", CacheOutcome::Hit),
         ("/v1/%64atasets/1", CacheOutcome::Stored),
     ] {
-        let mut unknown = ClassifiedRequest {
-            template: "*",
-            ..write(RouteClass::Passthrough)
-        };
+        let mut unknown = write(RouteClass::Passthrough);
+        unknown.decision.template = "*";
         unknown.parts.uri = path.parse().expect("a path");
         bench.send(unknown).await.expect("an answer");
         assert_eq!(bench.get("/v1/info").await.0.cache, then, "{path}");

@@ -43,6 +43,20 @@ impl L1 {
         self.entries.insert(key, entry);
     }
 
+    pub(in crate::cache) fn remove(&self, key: &Key) {
+        self.entries.invalidate(key);
+    }
+
+    /// Everything held, in no order; what comes and goes meanwhile may be seen or not.
+    pub(in crate::cache) fn iter(&self) -> impl Iterator<Item = (Key, Arc<Entry>)> + '_ {
+        self.entries.iter().map(|(key, entry)| (*key, entry))
+    }
+
+    /// Bytes that may be held.
+    pub(in crate::cache) fn max_bytes(&self) -> u64 {
+        self.entries.policy().max_capacity().unwrap_or(u64::MAX)
+    }
+
     /// Entries and bytes held.
     pub(in crate::cache) fn size(&self) -> (u64, u64) {
         self.entries.run_pending_tasks();

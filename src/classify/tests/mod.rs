@@ -8,9 +8,10 @@ mod writes;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::{Classifier, Decision};
+use super::Classifier;
 use crate::config::{Config, UpstreamConfig};
 use crate::types::ids::Tag;
+use crate::types::request::Decision;
 
 const UUID: &str = "86fedc0e-02f5-48d7-b816-2eacbb40ae5a";
 

@@ -82,7 +82,7 @@ fn chat(length: usize, body: Body) -> Request<Body> {
 }
 
 fn user_tag(request: &ClassifiedRequest) -> Tag {
-    request.invalidates[0]
+    request.decision.invalidates[0]
 }
 
 #[tokio::test]
@@ -143,10 +143,13 @@ async fn a_read_with_a_body_is_never_cached() {
         let request = Request::get("/v1/info").header("authorization", "Bearer app-1");
         request.body(body).unwrap()
     };
-    assert_eq!(send(read(Body::Empty)).await.unwrap().cache, CacheClass::Metadata);
+    assert_eq!(
+        send(read(Body::Empty)).await.unwrap().decision.cache,
+        CacheClass::Metadata
+    );
     let with_body = send(read(stream(&["{}"]))).await.unwrap();
-    assert_eq!(with_body.cache, CacheClass::Never);
-    assert!(with_body.fills.is_empty());
+    assert_eq!(with_body.decision.cache, CacheClass::Never);
+    assert!(with_body.decision.fills.is_empty());
 }
 
 #[tokio::test]
@@ -162,9 +165,14 @@ async fn the_request_carries_its_client_its_start_and_its_decision() {
     assert_eq!(request.client.peer, client.peer);
     assert!(request.client.trusted);
     assert_eq!(request.parts.uri, "/v1/info?x=%41");
-    assert_eq!(request.template, "/v1/info");
+    assert_eq!(request.decision.template, "/v1/info");
     let rename = decide("POST /console/api/account/name");
-    assert!(rename.invalidates.iter().any(|tag| request.fills.contains(tag)));
+    assert!(
+        rename
+            .invalidates
+            .iter()
+            .any(|tag| request.decision.fills.contains(tag))
+    );
     assert!(ends(&rename, &decide("GET /v1/info")));
 }
 

@@ -286,6 +286,12 @@ impl Check {
             );
             self.span(&at.join("stale_if_error"), class.stale_if_error, true);
         }
+        if let Some(ahead) = &cache.refresh_ahead {
+            let at = at.join("refresh_ahead");
+            if !(ahead.last.0 > 0.0 && ahead.last.0 < 1.0) {
+                self.say(at.join("last"), "must be more than 0% and less than 100%");
+            }
+        }
         if let Some(most) = cache.local.max_bytes
             && most.0 < cache.local.entry_limit()
         {

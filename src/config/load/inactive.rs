@@ -48,17 +48,6 @@ impl Config {
         if self.cache.answers.is_some() {
             say(cache.join("answers"), "generated answers are not cached");
         }
-        for (name, class) in self.cache.classes.named() {
-            let at = cache.join("classes").join(name);
-            for (key, span) in [
-                ("stale_while_revalidate", class.stale_while_revalidate),
-                ("stale_if_error", class.stale_if_error),
-            ] {
-                if !span.0.is_zero() {
-                    say(at.join(key), "no stale answer is served");
-                }
-            }
-        }
         if self.guard.is_some() {
             say(root.join("guard"), "unknown ids are not filtered");
         }

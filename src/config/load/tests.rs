@@ -332,8 +332,6 @@ fn every_key_without_effect_is_named_and_nothing_else() {
             "cache.type",
             "cache.redis",
             "cache.answers",
-            "cache.classes.metadata.stale_while_revalidate",
-            "cache.classes.metadata.stale_if_error",
             "guard",
             "circuit_breaker",
             "listen[1].tls.cert",

@@ -1,0 +1,367 @@
+//! The fetching half of the cache: single flight, fill, background refreshes, and the answers that come of them.
+//!
+//! Nothing here knows tower or the service below: a fetch comes as a future.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{AGE, SET_COOKIE};
+use http::{HeaderValue, Method, Response, StatusCode};
+use hyper::ext::ReasonPhrase;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::cache_status::{CacheStatus, Forward};
+use super::coalesce::{Flights, Landing, Leader};
+use super::entry::{Entry, Fate, Staleness};
+use super::fill::{Collected, INCOMPLETE, collect};
+use super::freshness;
+use super::invalidation::{TagTable, TagVersions, Validity};
+use super::key::Key;
+use super::metrics::CacheMetrics;
+use super::plan::StaleUse;
+use super::tier::l1_memory::{L1, default_max_bytes};
+use crate::config::CacheConfig;
+use crate::types::failure::Origin;
+use crate::types::ids::{Tag, TagKind};
+use crate::types::outcome::{CacheOutcome, Outcome, Phases};
+use crate::types::request::{CacheClass, Decision};
+use crate::types::time::Clock;
+use crate::types::{Body, Failure};
+
+/// How long a key whose answer could not be shared is fetched without waiting for others.
+const UNSHARED_FOR: Duration = Duration::from_secs(5);
+/// How many such keys are remembered.
+const UNSHARED_KEYS: u64 = 16_384;
+/// Background refreshes at once.
+const REFRESHES: usize = 64;
+
+/// The state of one cache.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub config: CacheConfig,
+    pub clock: Clock,
+    pub metrics: CacheMetrics,
+    pub l1: L1,
+    pub flights: Flights,
+    pub tags: Arc<TagTable>,
+    pub refreshes: Arc<Semaphore>,
+    unshared: moka::sync::Cache<Key, Instant>,
+}
+
+/// What is known of a request that nothing stored could answer.
+#[derive(Debug, Clone)]
+pub(super) struct Miss {
+    pub key: Key,
+    pub class: CacheClass,
+    /// Not in the route table.
+    pub unknown_route: bool,
+    pub forward: Forward,
+    pub outcome: Outcome,
+    /// What may be given if nothing better can be had.
+    pub stale: Option<Arc<Entry>>,
+}
+
+/// What a fetch came to.
+pub(super) enum Fetched {
+    /// An answer that everyone with the key may have.
+    Shared {
+        entry: Arc<Entry>,
+        /// Whether it went into the cache, too.
+        stored: bool,
+        phases: Phases,
+        /// What only the client that asked gets.
+        cookies: Vec<HeaderValue>,
+    },
+    /// An answer for the client that asked, and why it is not shared.
+    Unshared(Response<Body>, &'static str),
+}
+
+impl Shared {
+    pub(super) fn new(config: CacheConfig, clock: Clock, metrics: CacheMetrics) -> Self {
+        let max_bytes = config
+            .local
+            .max_bytes
+            .map_or_else(default_max_bytes, |size| size.0);
+        let l1 = L1::new(max_bytes, Duration::from_secs(config.ttl_seconds), &metrics);
+        let tags = Arc::new(TagTable::new(clock.now().monotonic));
+        Self {
+            config,
+            clock,
+            metrics,
+            l1,
+            flights: Flights::new(),
+            tags,
+            refreshes: Arc::new(Semaphore::new(REFRESHES)),
+            unshared: moka::sync::Cache::new(UNSHARED_KEYS),
+        }
+    }
+
+    /// The versions of everything that can end an answer to such a request. Take them before the fetch begins.
+    pub(super) fn versions(&self, decision: &Decision, key: &Key) -> TagVersions {
+        let fills = decision.fills.iter().copied();
+        let principal = decision.principal.map(|principal| principal.to_hex());
+        self.tags.versions(fills.chain([
+            Tag::of(TagKind::Route, decision.template.as_bytes()),
+            Tag::of(TagKind::Principal, principal.unwrap_or_default().as_bytes()),
+            Tag::of(TagKind::Key, &key.prefix()),
+        ]))
+    }
+
+    /// Whether the answers of this key were not to be waited for a short while ago.
+    pub(super) fn is_unshared(&self, key: &Key, now: Instant) -> bool {
+        self.unshared.get(key).is_some_and(|until| now < until)
+    }
+
+    /// Fetches for everyone who waits.
+    pub(super) async fn lead(
+        &self,
+        leader: Leader,
+        fetch: impl Future<Output = Result<Response<Body>, Failure>> + Send,
+        miss: &Miss,
+        versions: TagVersions,
+    ) -> Result<Fetched, Failure> {
+        let fetched = self.fill(fetch, miss, versions).await;
+        leader.land(match &fetched {
+            Ok(Fetched::Shared { entry, stored, .. }) => Landing::Shared(entry.clone(), *stored),
+            Ok(Fetched::Unshared(response, _)) if is_error(response.status()) => {
+                Landing::Refused(response.status())
+            }
+            Ok(Fetched::Unshared(..)) => Landing::Unshared,
+            // What lies with the client that asked does not concern the others.
+            Err(failure) if failure.kind.origin() == Origin::Client => Landing::Unshared,
+            Err(failure) => Landing::Failed(failure.clone()),
+        });
+        fetched
+    }
+
+    /// Fetches in the background to replace `old`.
+    pub(super) async fn refresh(
+        &self,
+        leader: Leader,
+        fetch: impl Future<Output = Result<Response<Body>, Failure>> + Send,
+        miss: &Miss,
+        versions: TagVersions,
+        old: &Entry,
+    ) {
+        let failed = match self.lead(leader, fetch, miss, versions).await {
+            Ok(Fetched::Shared { .. }) => false,
+            Ok(Fetched::Unshared(response, _)) => is_error(response.status()),
+            Err(_) => true,
+        };
+        if failed {
+            old.set_refresh_failed();
+            self.metrics.refreshes_failed.inc();
+        } else {
+            self.metrics.refreshed.inc();
+        }
+    }
+
+    /// Fetches, and stores what may be stored.
+    pub(super) async fn fill(
+        &self,
+        fetch: impl Future<Output = Result<Response<Body>, Failure>> + Send,
+        miss: &Miss,
+        versions: TagVersions,
+    ) -> Result<Fetched, Failure> {
+        let response = fetch.await?;
+        let now = self.clock.now();
+        let head = freshness::by_head(
+            miss.class,
+            response.status(),
+            response.headers(),
+            // An unknown route's principal covers the whole Cookie field.
+            miss.unknown_route,
+            &self.config,
+            now,
+        );
+        let storable = match head {
+            Ok(storable) => storable,
+            Err(reason) => return Ok(self.unshared(miss, response, reason)),
+        };
+        let (mut head, body) = response.into_parts();
+        let body = match collect(body, self.config.local.entry_limit()).await {
+            Collected::Whole(body) => body,
+            Collected::Unfinished(body, reason) => {
+                return Ok(self.unshared(miss, Response::from_parts(head, body), reason));
+            }
+        };
+        let now = self.clock.now();
+        let decided = freshness::by_body(miss.class, &head.headers, &body, storable, &self.config, now);
+        let storable = match decided {
+            Ok(storable) => storable,
+            Err(reason) => {
+                let response = Response::from_parts(head, Body::from(body));
+                return Ok(self.unshared(miss, response, reason));
+            }
+        };
+        let phases = head.extensions.get::<Phases>().copied().unwrap_or_default();
+        let cookies = match head.headers.entry(SET_COOKIE) {
+            http::header::Entry::Occupied(cookies) => cookies.remove_entry_mult().1.collect(),
+            http::header::Entry::Vacant(_) => Vec::new(),
+        };
+        head.headers.remove(AGE);
+        let entry = Arc::new(Entry {
+            status: head.status,
+            reason: head.extensions.remove::<ReasonPhrase>(),
+            headers: head.headers,
+            body,
+            template: miss.outcome.template,
+            stored_at: now.monotonic,
+            life: storable,
+            versions,
+            fate: Fate::default(),
+        });
+        let stored = self.tags.validity(&entry.versions) != Validity::Ended
+            && self.tags.is_settled(&entry.versions, now.monotonic);
+        if stored {
+            self.l1.insert(miss.key, entry.clone());
+        }
+        Ok(Fetched::Shared {
+            entry,
+            stored,
+            phases,
+            cookies,
+        })
+    }
+
+    /// Remembers that this key's answers are not to be waited for, and forgets what is stored when the origin now
+    /// says something else.
+    fn unshared(&self, miss: &Miss, response: Response<Body>, reason: &'static str) -> Fetched {
+        self.unshared
+            .insert(miss.key, self.clock.now().monotonic + UNSHARED_FOR);
+        let no_change = response.status().is_server_error()
+            || response.status() == StatusCode::TOO_MANY_REQUESTS
+            || reason == INCOMPLETE;
+        if miss.forward != Forward::UriMiss && !no_change {
+            self.l1.remove(&miss.key);
+        }
+        Fetched::Unshared(response, reason)
+    }
+
+    /// What a request may be given after its fetch failed.
+    pub(super) fn fallback(&self, miss: &Miss) -> Option<Arc<Entry>> {
+        let entry = miss.stale.as_ref()?;
+        let validity = self.tags.validity(&entry.versions);
+        let staleness = entry.staleness(validity == Validity::Stale, self.clock.now().monotonic);
+        (validity != Validity::Ended && staleness != Staleness::Expired).then(|| entry.clone())
+    }
+
+    /// The stale answer to a request whose fetch failed, with this status if there was one.
+    pub(super) fn stale(&self, entry: &Entry, status: Option<StatusCode>, miss: &Miss) -> Response<Body> {
+        entry.set_refresh_failed();
+        self.metrics.stale_if_error.inc();
+        let now = self.clock.now().monotonic;
+        let mut response = entry.response(&Method::GET, now);
+        let member = CacheStatus {
+            forward: Some(miss.forward),
+            forward_status: status.map(|status| status.as_u16()),
+            ttl: Some(entry.signed_ttl(now)),
+            key: Some(&miss.key),
+            detail: Some(StaleUse::OnError.as_str()),
+            ..CacheStatus::default()
+        };
+        member.write(response.headers_mut());
+        let mut outcome = miss.outcome;
+        outcome.cache = CacheOutcome::Stale;
+        finish(&mut response, outcome);
+        response
+    }
+
+    /// The answer to the request that fetched.
+    pub(super) fn answer(
+        &self,
+        fetched: Result<Fetched, Failure>,
+        mut miss: Miss,
+    ) -> Result<Response<Body>, Failure> {
+        let refused = match &fetched {
+            Ok(Fetched::Shared { .. }) => None,
+            Ok(Fetched::Unshared(response, _)) => {
+                is_error(response.status()).then(|| Some(response.status()))
+            }
+            Err(failure) => (failure.kind.origin() != Origin::Client).then_some(None),
+        };
+        if let Some(status) = refused
+            && let Some(entry) = self.fallback(&miss)
+        {
+            return Ok(self.stale(&entry, status, &miss));
+        }
+        match fetched {
+            Ok(Fetched::Shared {
+                entry,
+                stored,
+                phases,
+                cookies,
+            }) => {
+                miss.outcome.cache = if stored {
+                    CacheOutcome::Stored
+                } else {
+                    CacheOutcome::Miss
+                };
+                let mut response = self.share(&entry, stored, false, &miss);
+                response
+                    .headers_mut()
+                    .extend(cookies.into_iter().map(|cookie| (SET_COOKIE, cookie)));
+                response.extensions_mut().insert(phases);
+                finish(&mut response, miss.outcome);
+                Ok(response)
+            }
+            Ok(Fetched::Unshared(mut response, reason)) => {
+                let status = CacheStatus {
+                    forward: Some(miss.forward),
+                    forward_status: Some(response.status().as_u16()),
+                    key: Some(&miss.key),
+                    detail: Some(reason),
+                    ..CacheStatus::default()
+                };
+                status.write(response.headers_mut());
+                finish(&mut response, miss.outcome);
+                Ok(response)
+            }
+            Err(failure) => Err(with_outcome(failure, miss.outcome)),
+        }
+    }
+
+    /// The answer to a request that waited.
+    pub(super) fn collapsed(&self, entry: &Entry, stored: bool, mut miss: Miss) -> Response<Body> {
+        miss.outcome.cache = CacheOutcome::Collapsed;
+        let mut response = self.share(entry, stored, true, &miss);
+        finish(&mut response, miss.outcome);
+        response
+    }
+
+    fn share(&self, entry: &Entry, stored: bool, collapsed: bool, miss: &Miss) -> Response<Body> {
+        let mut response = entry.fetched_response();
+        let status = CacheStatus {
+            forward: Some(miss.forward),
+            forward_status: Some(entry.status.as_u16()),
+            stored,
+            collapsed,
+            ttl: stored.then(|| entry.signed_ttl(self.clock.now().monotonic)),
+            key: Some(&miss.key),
+            detail: Some(miss.outcome.class.as_str()),
+            ..CacheStatus::default()
+        };
+        status.write(response.headers_mut());
+        response
+    }
+}
+
+/// The statuses that stand for "no answer could be had" (RFC 5861 section 4).
+fn is_error(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Leaves word of what happened for metrics and the access log.
+pub(super) fn finish(response: &mut Response<Body>, mut outcome: Outcome) {
+    if let Some(phases) = response.extensions_mut().remove::<Phases>() {
+        outcome.phases = phases;
+    }
+    response.extensions_mut().insert(outcome);
+}
+
+pub(super) fn with_outcome(mut failure: Failure, outcome: Outcome) -> Failure {
+    failure.outcome.get_or_insert(outcome);
+    failure
+}
