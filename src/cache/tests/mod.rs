@@ -22,6 +22,7 @@ use crate::types::time::{Clock, ManualTime};
 use crate::types::units::Span;
 use crate::types::{Body, Failure, FailureKind};
 
+mod stale;
 mod writes;
 
 type Script = Arc<dyn Fn(&FetchRequest, usize) -> Result<Response<Body>, Failure> + Send + Sync>;
@@ -52,6 +53,7 @@ impl Service<FetchRequest> for Upstream {
 }
 
 struct Bench {
+    layer: CacheLayer,
     cache: Cache<Upstream>,
     upstream: Upstream,
     time: Arc<ManualTime>,
@@ -69,8 +71,10 @@ impl Bench {
             calls: Arc::default(),
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
         };
-        let cache = CacheLayer::new(config, clock, metrics).layer(upstream.clone());
+        let layer = CacheLayer::new(config, clock, metrics);
+        let cache = layer.layer(upstream.clone());
         Self {
+            layer,
             cache,
             upstream,
             time,
