@@ -57,10 +57,29 @@ pub(super) struct CacheStatus<'a> {
     pub detail: Option<&'static str>,
 }
 
-impl CacheStatus<'_> {
+impl<'a> CacheStatus<'a> {
+    /// The member of an answer from memory.
+    pub(super) fn hit(ttl: i64, key: &'a Key, detail: &'static str) -> Self {
+        Self {
+            hit: true,
+            ttl: Some(ttl),
+            key: Some(key),
+            detail: Some(detail),
+            ..Self::default()
+        }
+    }
+
     /// Adds this cache's member behind those of caches nearer to the origin.
     pub(super) fn write(&self, headers: &mut HeaderMap) {
         let mut text = String::with_capacity(96);
+        self.push(&mut text);
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.append(CACHE_STATUS, value);
+        }
+    }
+
+    /// Appends the member to `text`.
+    pub(super) fn push(&self, text: &mut String) {
         text.push_str("dify-edge");
         if self.hit {
             text.push_str("; hit");
@@ -90,9 +109,6 @@ impl CacheStatus<'_> {
         if let Some(detail) = self.detail {
             text.push_str("; detail=");
             text.push_str(detail);
-        }
-        if let Ok(value) = HeaderValue::try_from(text) {
-            headers.append(CACHE_STATUS, value);
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod invalidation;
 pub mod key;
 mod metrics;
 pub mod plan;
+mod repeat;
 pub mod request_control;
 mod service;
 mod signed_urls;

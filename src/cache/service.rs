@@ -19,11 +19,13 @@ use super::fetching::{Miss, Shared, finish, with_outcome};
 use super::key::Key;
 use super::metrics::CacheMetrics;
 use super::plan::{Plan, StaleUse, Verdict, judge};
+use super::repeat::StoredAnswer;
 use super::request_control::RequestControl;
 use super::write_guard::WriteGuard;
 use crate::config::CacheConfig;
 use crate::types::ids::Principal;
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
+use crate::types::repeat::Repeatable;
 use crate::types::request::{ClassifiedRequest, FetchHead, FetchRequest};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure, FailureKind};
@@ -215,7 +217,12 @@ where
                     } else {
                         request.decision.class.as_str()
                     };
-                    return stored(&entry, &request.parts.method, &key, outcome, detail, now);
+                    let mut response = stored(&entry, &request.parts.method, &key, outcome, detail, now);
+                    if !hot && control == RequestControl::default() {
+                        let repeat = StoredAnswer::new(shared.clone(), key, &entry, detail);
+                        response.extensions_mut().insert(Repeatable(Arc::new(repeat)));
+                    }
+                    return CacheFuture::Ready(Some(Ok(response)));
                 }
                 Verdict::Stale(reason) => {
                     outcome.cache = CacheOutcome::Stale;
@@ -224,7 +231,8 @@ where
                         StaleUse::OnError => shared.metrics.stale_if_error.inc(),
                     }
                     self.refresh(&request, key, &entry, now);
-                    return stored(&entry, &request.parts.method, &key, outcome, reason.as_str(), now);
+                    let response = stored(&entry, &request.parts.method, &key, outcome, reason.as_str(), now);
+                    return CacheFuture::Ready(Some(Ok(response)));
                 }
                 Verdict::Fallback => {
                     forward = Forward::Stale;
@@ -417,16 +425,9 @@ fn stored(
     outcome: Outcome,
     detail: &'static str,
     now: Instant,
-) -> CacheFuture {
+) -> Response<Body> {
     let mut response = entry.response(method, now);
-    let status = CacheStatus {
-        hit: true,
-        ttl: Some(entry.signed_ttl(now)),
-        key: Some(key),
-        detail: Some(detail),
-        ..CacheStatus::default()
-    };
-    status.write(response.headers_mut());
+    CacheStatus::hit(entry.signed_ttl(now), key, detail).write(response.headers_mut());
     finish(&mut response, outcome);
-    CacheFuture::Ready(Some(Ok(response)))
+    response
 }

@@ -7,6 +7,7 @@ pub mod endpoint;
 pub mod failure;
 pub mod ids;
 pub mod outcome;
+pub mod repeat;
 pub mod request;
 pub mod time;
 pub mod units;

@@ -16,6 +16,7 @@ use super::access_log::Ledger;
 use super::link::Link;
 use super::listener::Slot;
 use super::metrics::Protocol;
+use super::recall::Recall;
 use super::screen::{Screen, ScreenSetup, Transport};
 use super::service::{self, Context};
 use super::stall::Streams;
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub(super) drain: CancellationToken,
     /// Nothing any more.
     pub(super) stop: CancellationToken,
+    pub(super) recall: Arc<Recall>,
 }
 
 /// What a peer speaks.
@@ -99,7 +101,9 @@ pub(super) async fn drive<IO, S>(
     let setup = ScreenSetup {
         limits: &shared.limits,
         link: link.clone(),
-        clock: shared.ledger.clock.clone(),
+        client,
+        ledger: shared.ledger.clone(),
+        recall: shared.recall.clone(),
         stop: shared.stop.clone(),
         slot,
         prefix,
@@ -110,6 +114,7 @@ pub(super) async fn drive<IO, S>(
         link,
         ledger: shared.ledger.clone(),
         limits: shared.limits.clone(),
+        recall: shared.recall.clone(),
     });
     match protocol {
         Protocol::H1 => drive_h1(Screen::judging(io, setup), stack, context, shared).await,

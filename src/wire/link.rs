@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::recall::Seen;
 use crate::types::Failure;
 use crate::types::time::Clock;
 
@@ -17,6 +18,8 @@ pub(super) struct Link(Mutex<State>);
 struct State {
     /// Requests that were begun.
     begun: u64,
+    /// The request of that number is one that may be remembered.
+    seen: Option<(u64, Seen)>,
     /// The request of that number stands for a head that was refused.
     refusal: Option<(u64, Failure)>,
     /// Why the body of the current request broke off.
@@ -32,15 +35,26 @@ struct State {
 }
 
 impl Link {
-    /// Counts a request in. Returns its refusal when it stands for a head that was not let through.
-    pub(super) fn begin(&self) -> Option<Failure> {
+    /// Counts a request in. Returns its refusal when it stands for a head that was not let through, and how to
+    /// remember it.
+    pub(super) fn begin(&self) -> (Option<Failure>, Option<Seen>) {
         let mut state = self.0.lock();
         let number = state.begun;
         state.begun += 1;
-        state
-            .refusal
-            .take_if(|(refused, _)| *refused == number)
-            .map(|(_, failure)| failure)
+        let refusal = state.refusal.take_if(|(refused, _)| *refused == number);
+        let seen = state.seen.take().filter(|(seen, _)| *seen == number);
+        (refusal.map(|(_, failure)| failure), seen.map(|(_, seen)| seen))
+    }
+
+    /// The request after `heads` others may be remembered as this one.
+    pub(super) fn expect(&self, heads: u64, seen: Seen) {
+        self.0.lock().seen = Some((heads, seen));
+    }
+
+    /// Whether all of the `heads` requests that were let through have been answered.
+    pub(super) fn is_quiet(&self, heads: u64) -> bool {
+        let state = self.0.lock();
+        state.active == 0 && state.begun == heads
     }
 
     /// The request after `heads` good ones stands for one that is refused.

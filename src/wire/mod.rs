@@ -1,7 +1,8 @@
 //! Stage `wire`: the connections of clients, and HTTP on them.
 //!
 //! `listener` accepts, `tls` encrypts, `connection` drives HTTP/1 or HTTP/2 by hyper; `screen` judges raw
-//! HTTP/1 before hyper sees it, `limits` both protocols; `stall` ends HTTP/2 streams that nobody reads. `service` hands requests to the stages as
+//! HTTP/1 before hyper sees it, `limits` both protocols; `stall` ends HTTP/2 streams that nobody reads. `recall` answers
+//! what is repeated byte for byte. `service` hands requests to the stages as
 //! `http::Request<Body>` with a [`Client`](crate::types::request::Client) among the extensions, in origin
 //! form and with the authority in one `Host` field, whatever the client spoke. `respond` turns failures into
 //! answers; `access_log` and `metrics` keep the books.
@@ -14,6 +15,7 @@ mod link;
 mod listener;
 mod metrics;
 mod outgoing;
+mod recall;
 pub mod respond;
 mod screen;
 mod service;
@@ -36,6 +38,7 @@ use self::access_log::Ledger;
 use self::connection::Shared;
 use self::listener::{Acceptor, Caps};
 pub use self::metrics::WireMetrics;
+use self::recall::Recall;
 use self::tls::Certificate;
 use crate::config::{Config, LimitsConfig};
 use crate::types::time::Clock;
@@ -124,6 +127,7 @@ impl Wire {
             ledger: self.ledger,
             drain: drain.clone(),
             stop,
+            recall: Arc::new(Recall::new()),
         });
         let caps = Caps::new(self.limits.connections, self.limits.connections_per_peer);
         let mut tasks = JoinSet::new();

@@ -17,10 +17,12 @@ use super::inbound::{self, Watch};
 use super::limits;
 use super::link::{Active, Link};
 use super::outgoing::Outgoing;
+use super::recall::{self, Recall};
 use super::respond::failure_response;
 use super::screen::HeadLimits;
 use crate::config::LimitsConfig;
 use crate::types::failure::Origin;
+use crate::types::repeat::Repeatable;
 use crate::types::request::Client;
 use crate::types::{Body, Failure, FailureKind, Outcome};
 
@@ -31,6 +33,7 @@ pub(super) struct Context {
     pub(super) link: Arc<Link>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) limits: Arc<LimitsConfig>,
+    pub(super) recall: Arc<Recall>,
 }
 
 /// The service of one connection, for `hyper::service::service_fn`.
@@ -42,12 +45,13 @@ pub(super) async fn serve<S>(
 where
     S: tower::Service<Request<Body>, Response = Response<Body>, Error = Failure>,
 {
-    let refusal = context.link.begin();
+    let (refusal, seen) = context.link.begin();
     let (mut parts, incoming) = request.into_parts();
     let active = Active::new(context.link.clone(), context.ledger.clock.clone());
     let peer = context.client.ip();
     let record = Record::new(&context.ledger, active, peer, &parts);
     parts.extensions.insert(record.known.clone());
+    let seen = seen.filter(|_| recall::keeps_connection(&parts.headers));
     let (method, version) = (parts.method.clone(), parts.version);
     let prepared = match refusal {
         Some(failure) => Err(failure),
@@ -72,6 +76,13 @@ where
             .as_ref()
             .is_ok_and(|response| response.status() == StatusCode::SWITCHING_PROTOCOLS);
         context.link.decide_upgrade(agreed);
+    }
+    if let Some(seen) = seen
+        && version == Version::HTTP_11
+        && let Ok(response) = &result
+        && let Some(repeatable) = response.extensions().get::<Repeatable>()
+    {
+        context.recall.remember(seen, response, repeatable.clone());
     }
     Ok(finish(result, record, &watch, &method, version, &context))
 }

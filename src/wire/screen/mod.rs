@@ -20,17 +20,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::framer::{Fault, Framer};
 pub(super) use self::head::HeadLimits;
+use super::access_log::Ledger;
 use super::link::Link;
 use super::listener::Slot;
+use super::recall::Recall;
 use crate::config::LimitsConfig;
-use crate::types::time::Clock;
+use crate::types::request::Client;
 use crate::types::{Failure, FailureKind};
 
 /// Bytes read at once while a head is incomplete.
@@ -78,7 +80,15 @@ pub(super) struct Screen<IO: Transport> {
     refused: bool,
     broken: bool,
     link: Arc<Link>,
-    clock: Clock,
+    client: Client,
+    ledger: Arc<Ledger>,
+    recall: Option<Arc<Recall>>,
+    /// Whether hyper has nothing left to write: it flushes only then.
+    flushed: bool,
+    /// What is left of an answer that hyper knows nothing of; nothing is read before it is gone.
+    unsent: Bytes,
+    /// Whether such an answer may still lie in a buffer of the transport.
+    flush_io: bool,
     header_read: Duration,
     idle: Duration,
     timer: Pin<Box<Sleep>>,
@@ -99,7 +109,9 @@ pub(super) struct Screen<IO: Transport> {
 pub(super) struct ScreenSetup<'a> {
     pub(super) limits: &'a LimitsConfig,
     pub(super) link: Arc<Link>,
-    pub(super) clock: Clock,
+    pub(super) client: Client,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) recall: Arc<Recall>,
     pub(super) stop: CancellationToken,
     pub(super) slot: Option<Slot>,
     /// Bytes that were already read from the peer, and when the first one came.
@@ -131,7 +143,12 @@ impl<IO: Transport> Screen<IO> {
             broken: false,
             link: setup.link,
             moved: setup.since,
-            clock: setup.clock,
+            client: setup.client,
+            recall: setup.ledger.is_silent_on_success().then_some(setup.recall),
+            ledger: setup.ledger,
+            flushed: true,
+            unsent: Bytes::new(),
+            flush_io: false,
             header_read: setup.limits.header_read.0,
             idle,
             timer: Box::pin(sleep(idle)),
@@ -145,7 +162,7 @@ impl<IO: Transport> Screen<IO> {
     }
 
     fn now(&self) -> Instant {
-        self.clock.now().monotonic
+        self.ledger.clock.now().monotonic
     }
 
     fn judge_stash(&mut self) {
@@ -249,6 +266,31 @@ impl<IO: Transport> Screen<IO> {
             if fresh.is_empty() {
                 return Poll::Ready(Ok(true));
             }
+            if let Some(recall) = &self.recall
+                && self.flushed
+                && self.framer.in_head()
+                && self.link.is_quiet(self.framer.heads())
+                && let Some(seen) = recall.see(fresh, &self.client)
+            {
+                let now = self.ledger.clock.now().monotonic;
+                let send = |answer: &[u8]| {
+                    let wrote = match Pin::new(&mut self.io).poll_write(cx, answer) {
+                        Poll::Ready(wrote) => wrote?,
+                        Poll::Pending => 0,
+                    };
+                    io::Result::Ok(Bytes::copy_from_slice(&answer[wrote..]))
+                };
+                if let Some(unsent) = recall.answer(&seen, now, &self.ledger, send) {
+                    self.unsent = unsent?;
+                    self.flush_io = true;
+                    buf.set_filled(before);
+                    self.moved = now;
+                    return Poll::Ready(Ok(false));
+                }
+                if recall.is_repeated(&seen) {
+                    self.link.expect(self.framer.heads(), seen);
+                }
+            }
             let scan = self.framer.scan(fresh);
             self.stash.extend_from_slice(&fresh[scan.pass..]);
             buf.set_filled(before + scan.pass);
@@ -267,9 +309,26 @@ impl<IO: Transport> Screen<IO> {
         Poll::Ready(Ok(false))
     }
 
+    /// Sends what is left of an answer from memory.
+    fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let wrote = Pin::new(&mut self.io).poll_write(cx, &self.unsent);
+            match ready!(self.note_write(cx, wrote))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                wrote => self.unsent.advance(wrote),
+            }
+        }
+        if self.flush_io {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.flush_io = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_judged(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         loop {
+            ready!(self.poll_unsent(cx))?;
             if self.ready > 0 {
                 self.hand_over(buf);
             }
@@ -377,6 +436,7 @@ impl<IO: Transport> AsyncRead for Screen<IO> {
 
 impl<IO: Transport> AsyncWrite for Screen<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.flushed = false;
         let wrote = Pin::new(&mut self.io).poll_write(cx, bytes);
         self.note_write(cx, wrote)
     }
@@ -386,6 +446,7 @@ impl<IO: Transport> AsyncWrite for Screen<IO> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.flushed = false;
         let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
         self.note_write(cx, wrote)
     }
@@ -395,13 +456,16 @@ impl<IO: Transport> AsyncWrite for Screen<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.flushed = true;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.linger.is_none() {
-            if Pin::new(&mut this.io).poll_shutdown(cx)?.is_pending() {
+            let unsent = this.poll_unsent(cx)?.is_pending();
+            if unsent || Pin::new(&mut this.io).poll_shutdown(cx)?.is_pending() {
                 let idle = this.idle;
                 let until = this.closing.get_or_insert_with(|| Box::pin(sleep(idle)));
                 ready!(until.as_mut().poll(cx));

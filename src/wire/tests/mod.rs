@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::access_log::Ledger;
 use super::connection::{self, Shared, Spoken};
 use super::metrics::WireMetrics;
+use super::recall::Recall;
 use super::screen::Transport;
 use crate::config::{AccessLog, Config};
 use crate::types::ids::Principal;
@@ -63,6 +64,7 @@ impl Rig {
             ledger: Arc::new(Ledger::new(metrics, Clock::System, &config.log)),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
+            recall: Arc::new(Recall::new()),
         };
         Self {
             shared: Arc::new(shared),
