@@ -3,6 +3,7 @@
 mod h1;
 mod h2;
 mod net;
+mod recall;
 mod time;
 mod upgrade;
 
