@@ -1,14 +1,16 @@
 //! Drives one connection: finds out what the peer speaks, and ends it in time and in order.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::BytesMut;
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -117,8 +119,9 @@ pub(super) async fn drive<IO, S>(
         recall: shared.recall.clone(),
     });
     match protocol {
-        Protocol::H1 => drive_h1(Screen::judging(io, setup), stack, context, shared).await,
-        Protocol::H2 => drive_h2(Screen::passing(io, setup), stack, context, shared).await,
+        // Boxed, so that a connection that has said nothing yet does not hold the room.
+        Protocol::H1 => Box::pin(drive_h1(Screen::judging(io, setup), stack, context, shared)).await,
+        Protocol::H2 => Box::pin(drive_h2(Screen::passing(io, setup), stack, context, shared)).await,
     }
 }
 
@@ -129,14 +132,13 @@ async fn read_preface<IO: Transport>(io: &mut IO, prefix: &mut BytesMut) {
     {}
 }
 
-async fn drive_h1<IO, S>(screen: Screen<IO>, stack: S, context: Arc<Context>, shared: &Shared)
+async fn drive_h1<IO, S>(mut screen: Screen<IO>, stack: S, context: Arc<Context>, shared: &Shared)
 where
     IO: Transport,
     S: tower::Service<Request<Body>, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
     S::Future: Send,
 {
     let limits = &shared.limits;
-    let service = service_fn(move |request| service::serve(context.clone(), stack.clone(), request));
     let mut builder = http1::Builder::new();
     let head_bytes = limits.header_bytes.0.saturating_add(limits.uri_bytes.0);
     let head_bytes = usize::try_from(head_bytes).unwrap_or(usize::MAX);
@@ -149,22 +151,66 @@ where
     if limits.header_count > H1_FIELDS {
         builder.max_headers(limits.header_count);
     }
-    let connection = builder
+    // Boxed, so that a connection at rest does not hold the room.
+    while let Some(resting) = Box::pin(serve_h1(&builder, screen, stack.clone(), &context, shared)).await {
+        screen = resting;
+        let came = tokio::select! {
+            biased;
+            came = Box::pin(screen.wait_for_request()) => came,
+            () = shared.drain.cancelled() => false,
+        };
+        if !came {
+            let _ = screen.shutdown().await;
+            return;
+        }
+    }
+}
+
+/// Serves requests until the connection ends, or is at rest: then it comes back.
+async fn serve_h1<IO, S>(
+    builder: &http1::Builder,
+    screen: Screen<IO>,
+    stack: S,
+    context: &Arc<Context>,
+    shared: &Shared,
+) -> Option<Screen<IO>>
+where
+    IO: Transport,
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Failure> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let serving = context.clone();
+    let service = service_fn(move |request| service::serve(serving.clone(), stack.clone(), request));
+    let mut connection = builder
         .serve_connection(TokioIo::new(screen), service)
         .with_upgrades();
-    let mut connection = pin!(connection);
+    let parked = poll_fn(|_| {
+        if context.link.take_parked() {
+            Poll::Ready(())
+        } else {
+            // Only the connection itself can have parked, and it was polled just before.
+            Poll::Pending
+        }
+    });
     let ended = tokio::select! {
         // First the connection: a request that is here when the drain begins is served.
         biased;
-        ended = connection.as_mut() => ended,
+        ended = &mut connection => ended,
+        () = parked => {
+            let parts = connection.into_parts()?;
+            let mut screen = parts.io.into_inner();
+            screen.put_back(&parts.read_buf);
+            return Some(screen);
+        }
         () = shared.drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }
+    None
 }
 
 async fn drive_h2<IO, S>(screen: Screen<IO>, stack: S, context: Arc<Context>, shared: &Shared)

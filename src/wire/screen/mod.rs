@@ -14,6 +14,7 @@ mod head;
 #[cfg(test)]
 mod tests;
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,6 +40,9 @@ use crate::types::{Failure, FailureKind};
 const PIECE: usize = 4096;
 /// Bytes kept while it is open whether they are HTTP.
 const UNDECIDED_BYTES: usize = 64 << 10;
+/// After this much silence, what serves requests on the connection is put away until the next one: it has large
+/// buffers.
+const PARK: Duration = Duration::from_secs(1);
 /// How long a peer that is still sending is listened to after the last answer, so that it can read it:
 /// closing earlier would make the kernel throw the answer away.
 const LINGER: Duration = Duration::from_secs(5);
@@ -67,6 +71,7 @@ enum Overdue {
     Head,
     Idle,
     Write,
+    Park,
 }
 
 /// See the module.
@@ -87,6 +92,8 @@ pub(super) struct Screen<IO: Transport> {
     flushed: bool,
     /// What is left of an answer that hyper knows nothing of; nothing is read before it is gone.
     unsent: Bytes,
+    /// Whether nobody serves requests behind this.
+    parked: bool,
     /// Whether such an answer may still lie in a buffer of the transport.
     flush_io: bool,
     header_read: Duration,
@@ -149,6 +156,7 @@ impl<IO: Transport> Screen<IO> {
             flushed: true,
             unsent: Bytes::new(),
             flush_io: false,
+            parked: false,
             header_read: setup.limits.header_read.0,
             idle,
             timer: Box::pin(sleep(idle)),
@@ -213,10 +221,10 @@ impl<IO: Transport> Screen<IO> {
         let read = match self.mode {
             Mode::Judged if !self.refused && !self.framer.is_undecided() => match self.head_since {
                 Some((_, since)) => Some((since + self.header_read, Overdue::Head)),
-                None if self.framer.in_head() => self
+                None if self.framer.in_head() && self.unsent.is_empty() => self
                     .link
                     .resting_since(self.moved)
-                    .map(|rested| (rested.max(self.moved) + self.idle, Overdue::Idle)),
+                    .map(|rested| self.rest_deadline(rested.max(self.moved))),
                 None => None,
             },
             _ => None,
@@ -226,6 +234,44 @@ impl<IO: Transport> Screen<IO> {
             .flatten()
             .min_by_key(|(at, _)| *at)
             .unwrap_or(never)
+    }
+
+    /// What is due on a connection that has been at rest since `rested`.
+    fn rest_deadline(&self, rested: Instant) -> (Instant, Overdue) {
+        let may_park = !self.parked && self.flushed && self.link.is_quiet(self.framer.heads());
+        if may_park && PARK < self.idle {
+            (rested + PARK, Overdue::Park)
+        } else {
+            (rested + self.idle, Overdue::Idle)
+        }
+    }
+
+    /// Waits for the next request while nobody serves them, and answers those that can be recalled. Returns
+    /// whether there is one; otherwise the connection is over. Safe to drop and to call again.
+    pub(super) async fn wait_for_request(&mut self) -> bool {
+        self.parked = true;
+        let came = poll_fn(|cx| {
+            // Not kept while waiting.
+            let mut piece = [0; PIECE];
+            let mut buf = ReadBuf::new(&mut piece);
+            let read = ready!(self.poll_judged(cx, &mut buf));
+            let filled = buf.filled();
+            if read.is_err() || filled.is_empty() {
+                return Poll::Ready(false);
+            }
+            self.put_back(filled);
+            Poll::Ready(true)
+        })
+        .await;
+        self.parked = false;
+        came
+    }
+
+    /// Takes back bytes that were handed on and not used.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        let later = std::mem::replace(&mut self.stash, BytesMut::from(bytes));
+        self.stash.extend_from_slice(&later);
+        self.ready += bytes.len();
     }
 
     /// What has taken too long; otherwise sees to it that the task is woken in time.
@@ -363,6 +409,10 @@ impl<IO: Transport> Screen<IO> {
             match self.overdue(cx) {
                 None => return Poll::Pending,
                 Some(Overdue::Idle) => return Poll::Ready(Ok(())),
+                Some(Overdue::Park) => {
+                    self.link.park();
+                    return Poll::Pending;
+                }
                 Some(Overdue::Write) => return Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
                 Some(Overdue::Head) => self.refuse(Failure::new(
                     FailureKind::RequestTimeout,

@@ -265,6 +265,23 @@ async fn a_client_that_takes_nothing_of_its_answer_is_given_up_and_a_drain_lets_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_was_put_away_recalls_as_well() {
+    let bench = Bench::new(5);
+    let mut peer = bench.warm(1 << 20).await;
+    for number in 1..5 {
+        sleep(Duration::from_secs(20)).await;
+        peer.send(REQUEST).await;
+        assert_eq!(peer.reply().await.body, "xxxxx");
+        assert_eq!(bench.stored.counts(), (3, number));
+    }
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(peer.get("/hello").await.body, "hello");
+    peer.send(REQUEST).await;
+    assert_eq!(peer.reply().await.body, "xxxxx");
+    assert_eq!(bench.stored.counts(), (3, 5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_recalled_where_every_request_has_its_line_in_the_log() {
     let mut bench = Bench::new(5);
     bench.rig = Rig::new();

@@ -184,3 +184,65 @@ async fn a_client_that_does_not_take_the_last_bytes_is_cut_off() {
         assert_eq!(rig.metric("dify_edge_connections", &["h1"]), 0.0, "{flushes}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_put_away_serves_on_as_if_nothing_had_been() {
+    let rig = Rig::new();
+    let mut peer = rig.connect();
+    for target in ["/hello", "/slow?5", "/full?100000"] {
+        assert_eq!(peer.get(target).await.status, 200);
+        sleep(Duration::from_secs(20)).await;
+    }
+    // A head in two parts, the first of which ends the rest.
+    peer.send("GET /he").await;
+    sleep(Duration::from_secs(5)).await;
+    peer.send("llo HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(peer.reply().await.body, "hello");
+    // Many at once, one with a body that comes later.
+    sleep(Duration::from_secs(20)).await;
+    peer.send(
+        "GET /hello HTTP/1.1\r\nHost: h\r\n\r\nPOST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n",
+    )
+    .await;
+    assert_eq!(peer.reply().await.body, "hello");
+    sleep(Duration::from_secs(5)).await;
+    peer.send("abc").await;
+    assert_eq!(peer.reply().await.body, "abc");
+    // The numbers of requests still agree: this one is refused, and none before it.
+    sleep(Duration::from_secs(20)).await;
+    peer.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\nBAD\r\n\r\n")
+        .await;
+    assert_eq!(peer.reply().await.body, "hello");
+    assert_eq!(peer.refusal().await.0, 400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_put_away_ends_in_its_time() {
+    let rig = Rig::new();
+    let mut idle = rig.connect();
+    idle.get("/hello").await;
+    let started = now();
+    assert_eq!(idle.rest().await, "");
+    assert_eq!(started.elapsed().as_secs(), 75, "the idle time");
+
+    let mut slow = rig.connect();
+    slow.get("/hello").await;
+    sleep(Duration::from_secs(20)).await;
+    slow.send("GET /he").await;
+    let started = now();
+    assert_eq!(slow.refusal().await.0, 408);
+    assert_eq!(started.elapsed().as_secs(), 10, "the time of a head");
+
+    let mut left = rig.connect();
+    left.get("/hello").await;
+    sleep(Duration::from_secs(20)).await;
+    drop(left);
+    let mut drained = rig.connect();
+    drained.get("/hello").await;
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(rig.metric("dify_edge_connections", &["h1"]), 1.0);
+    rig.shared.drain.cancel();
+    assert_eq!(drained.rest().await, "");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(rig.metric("dify_edge_connections", &["h1"]), 0.0);
+}
