@@ -32,8 +32,6 @@ pub(crate) fn stack_hit(origin: SocketAddr, hits: u64) {
         let answer = stack.clone().oneshot(request()).await.expect("an answer");
         assert_eq!(answer.status(), 200);
         for _ in 0..hits {
-            let parts = support::parts();
-            let request = || Request::from_parts(parts.clone(), Body::Empty);
             let answer = stack.clone().oneshot(request()).await.expect("an answer");
             assert!(matches!(answer.body(), Body::Full(_)), "not a hit");
         }
