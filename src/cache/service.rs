@@ -15,7 +15,7 @@ use tower::{Layer, Service, ServiceExt as _};
 use super::cache_status::{CacheStatus, Forward};
 use super::coalesce::{self, Flights, Landing, Leader, Role};
 use super::control::CacheControl;
-use super::entry::Entry;
+use super::entry::{Entry, detached};
 use super::fill::{Collected, collect};
 use super::freshness;
 use super::invalidation::{TagTable, TagVersions};
@@ -469,7 +469,7 @@ impl Shared {
         let entry = Arc::new(Entry {
             status: head.status,
             reason: head.extensions.remove::<ReasonPhrase>(),
-            headers: head.headers,
+            headers: detached(&head.headers),
             body,
             stored_at: now.monotonic,
             initial_age: storable.age,
