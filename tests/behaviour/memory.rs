@@ -102,17 +102,17 @@ fn question(user: &str, api_key: usize) -> Vec<u8> {
 async fn memory_stays_within_the_bound_of_the_cache_whatever_is_stored() {
     type Question = fn(usize) -> Vec<u8>;
     let mixes: [(&str, usize, Question); 7] = [
-        ("answers of one byte", 30_000, |n| {
+        ("answers of one byte", 20_000, |n| {
             question(&format!("tiny-{n}"), 1)
         }),
-        ("principals without end", 20_000, |n| question("tiny", n)),
-        ("queries without end", 10_000, |n| {
+        ("principals without end", 10_000, |n| question("tiny", n)),
+        ("queries without end", 5_000, |n| {
             question(&format!("tiny-{n}-{}", "q".repeat(7_000)), 1)
         }),
-        ("many fields", 5_000, |n| question(&format!("wide-{n}"), 1)),
-        ("long fields", 2_000, |n| question(&format!("long-{n}"), 1)),
+        ("many fields", 4_000, |n| question(&format!("wide-{n}"), 1)),
+        ("long fields", 1_500, |n| question(&format!("long-{n}"), 1)),
         ("large bodies", 32, |n| question(&format!("whole-{n}"), 1)),
-        ("small answers after large ones", 10_000, |n| {
+        ("small answers after large ones", 6_000, |n| {
             let kind = if n % 400 == 0 { "whole" } else { "tiny" };
             question(&format!("{kind}-after-{n}"), 1)
         }),
@@ -130,8 +130,8 @@ async fn memory_stays_within_the_bound_of_the_cache_whatever_is_stored() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_counted_for_small_answers_covers_what_they_take() {
-    const WARM: usize = 2_000;
-    const COUNT: usize = 14_000;
+    const WARM: usize = 1_000;
+    const COUNT: usize = 6_000;
     let origin = origin().await;
     for kind in ["tiny", "wide"] {
         let served = served(&origin, 1 << 30).await;
