@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{AGE, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
@@ -63,8 +63,31 @@ pub(super) enum Staleness {
     Expired,
 }
 
-/// What moka, the map node and the header map's own tables take beside the bytes themselves.
-const OVERHEAD: usize = 512;
+/// What an entry takes beside its bytes and fields: its place in moka (some 350 bytes), this struct, and the
+/// bookkeeping of its allocations.
+const OVERHEAD: usize = 768;
+/// What a field takes beside its bytes: its bucket in the header map (104), and of a name that `http` does not know,
+/// some 80 more.
+const FIELD_OVERHEAD: usize = 144;
+
+/// The same fields in memory of their own, all values in one buffer. As they come from a connection, each keeps the
+/// whole buffer that it was read into.
+pub(super) fn detached(headers: &HeaderMap) -> HeaderMap {
+    let mut bytes = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
+    headers
+        .values()
+        .for_each(|value| bytes.extend_from_slice(value.as_bytes()));
+    let mut bytes = bytes.freeze();
+    let mut own = headers.clone();
+    for value in own.values_mut() {
+        // What was a value is one.
+        if let Ok(mut copy) = HeaderValue::from_maybe_shared(bytes.split_to(value.len())) {
+            copy.set_sensitive(value.is_sensitive());
+            *value = copy;
+        }
+    }
+    own
+}
 
 impl Entry {
     /// Bytes that this entry holds in memory, about.
@@ -72,7 +95,7 @@ impl Entry {
         let fields: usize = self
             .headers
             .iter()
-            .map(|(n, v)| n.as_str().len() + v.len() + 64)
+            .map(|(n, v)| n.as_str().len() + v.len() + FIELD_OVERHEAD)
             .sum();
         u32::try_from(self.body.len() + fields + OVERHEAD).unwrap_or(u32::MAX)
     }
@@ -186,5 +209,34 @@ impl Entry {
             response.extensions_mut().insert(reason.clone());
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn detached_fields_are_the_same_and_keep_nothing_of_the_buffer_that_they_were_read_into() {
+        let mut buffer = BytesMut::with_capacity(8192);
+        let mut read = |text: &str| {
+            buffer.extend_from_slice(text.as_bytes());
+            HeaderValue::from_maybe_shared(buffer.split().freeze()).expect("a value")
+        };
+        let mut fields = HeaderMap::new();
+        fields.append("etag", read("\"1\""));
+        fields.append("vary", read("origin"));
+        fields.append("vary", read("accept"));
+        fields.append("x-empty", read(""));
+        let mut secret = read("secret");
+        secret.set_sensitive(true);
+        fields.append("x-secret", secret);
+
+        let own = detached(&fields);
+        assert_eq!(own, fields);
+        assert!(own["x-secret"].is_sensitive() && !own["etag"].is_sensitive());
+        assert!(!buffer.try_reclaim(8192), "the fields as they came keep it");
+        drop(fields);
+        assert!(buffer.try_reclaim(8192));
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::cache_status::{CacheStatus, Forward};
 use super::coalesce::{Flights, Landing, Leader};
-use super::entry::{Entry, Fate, Staleness};
+use super::entry::{Entry, Fate, Staleness, detached};
 use super::fill::{Collected, INCOMPLETE, collect};
 use super::freshness;
 use super::invalidation::{TagTable, TagVersions, Validity};
@@ -205,7 +205,7 @@ impl Shared {
         let entry = Arc::new(Entry {
             status: head.status,
             reason: head.extensions.remove::<ReasonPhrase>(),
-            headers: head.headers,
+            headers: detached(&head.headers),
             body,
             template: miss.outcome.template,
             stored_at: now.monotonic,

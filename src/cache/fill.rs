@@ -30,7 +30,7 @@ pub(super) async fn collect(mut body: Body, limit: u64) -> Collected {
     let mut length = 0_u64;
     loop {
         let (tail, reason) = match body.frame().await {
-            None => return Collected::Whole(joined(parts, length)),
+            None => return Collected::Whole(joined(&parts, length)),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     length += data.len() as u64;
@@ -53,10 +53,8 @@ pub(super) async fn collect(mut body: Body, limit: u64) -> Collected {
     }
 }
 
-fn joined(mut parts: VecDeque<Bytes>, length: u64) -> Bytes {
-    if parts.len() <= 1 {
-        return parts.pop_front().unwrap_or_default();
-    }
+/// A copy even of a single part: that may be a small slice of a large buffer, which it would keep.
+fn joined(parts: &VecDeque<Bytes>, length: u64) -> Bytes {
     let mut whole = BytesMut::with_capacity(length as usize);
     parts.iter().for_each(|part| whole.extend_from_slice(part));
     whole.freeze()

@@ -17,6 +17,7 @@ mod failover;
 mod fields;
 mod invalidation;
 mod limits;
+mod memory;
 mod protocols;
 mod secrets;
 mod streaming;

@@ -12,6 +12,10 @@ use crate::cache::entry::Entry;
 use crate::cache::key::Key;
 use crate::cache::metrics::CacheMetrics;
 
+/// moka evicts after every 64th insertion or some time, so it holds more than its bound meanwhile. After an entry of
+/// more bytes than this it does so at once.
+const LARGE: u32 = 64 << 10;
+
 /// Stored answers by key.
 #[derive(Debug, Clone)]
 pub(in crate::cache) struct L1 {
@@ -40,7 +44,11 @@ impl L1 {
     }
 
     pub(in crate::cache) fn insert(&self, key: Key, entry: Arc<Entry>) {
+        let is_large = entry.weight() > LARGE;
         self.entries.insert(key, entry);
+        if is_large {
+            self.entries.run_pending_tasks();
+        }
     }
 
     pub(in crate::cache) fn remove(&self, key: &Key) {
