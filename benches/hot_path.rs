@@ -43,15 +43,7 @@ fn classified(classifier: &Classifier, parts: Parts) -> ClassifiedRequest {
             tls: false,
             trusted: false,
         },
-        upstream: decision.upstream,
-        class: decision.class,
-        template: decision.template,
-        cache: decision.cache,
-        principal: decision.principal,
-        fills: decision.fills,
-        invalidates: decision.invalidates,
-        lane: decision.lane,
-        timeouts: decision.timeouts,
+        decision,
     }
 }
 
@@ -91,9 +83,9 @@ fn decisions(criterion: &mut Criterion) {
         });
     });
     let request = classified(&classifier, parts);
-    let principal = request.principal.expect("a principal");
+    let principal = request.decision.principal.expect("a principal");
     criterion.bench_function("key", |bencher| {
-        bencher.iter(|| Key::of(black_box(&request), principal));
+        bencher.iter(|| Key::of(black_box(&request.parts), &request.client, principal));
     });
 }
 

@@ -206,7 +206,7 @@ impl CacheControl {
             route: entry.template,
             state,
             status: entry.status.as_u16(),
-            body_bytes: entry.body.len(),
+            body_bytes: entry.packed.body_len(),
             bytes: entry.weight(),
             age: entry.age(now).as_secs(),
             ttl: entry.signed_ttl(now),

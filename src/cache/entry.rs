@@ -3,14 +3,15 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use http::header::{AGE, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
 
 use super::freshness::Storable;
 use super::invalidation::TagVersions;
+use super::packed::Packed;
+use super::request_control::Selective;
 use crate::types::Body;
 
 /// How long a failed refresh is not tried again.
@@ -22,11 +23,11 @@ pub(super) struct Entry {
     /// Status code.
     pub status: StatusCode,
     /// Reason phrase, when it is not the usual one (Dify says `NOT FOUND`).
-    pub reason: Option<ReasonPhrase>,
-    /// Fields, without hop-by-hop fields, `Age` and cookies.
-    pub headers: HeaderMap,
-    /// The whole body.
-    pub body: Bytes,
+    pub reason: Option<Box<ReasonPhrase>>,
+    /// Fields, without hop-by-hop fields, `Age` and cookies, and the whole body.
+    pub packed: Packed,
+    /// What a request may ask of it.
+    pub selective: Selective,
     /// The route that it answers.
     pub template: &'static str,
     /// When the answer was complete.
@@ -63,41 +64,14 @@ pub(super) enum Staleness {
     Expired,
 }
 
-/// What an entry takes beside its bytes and fields: its place in moka (some 350 bytes), this struct, and the
+/// What an entry takes beside its fields and content: its place in moka (some 350 bytes), this struct, and the
 /// bookkeeping of its allocations.
-const OVERHEAD: usize = 768;
-/// What a field takes beside its bytes: its bucket in the header map (104), and of a name that `http` does not know,
-/// some 80 more.
-const FIELD_OVERHEAD: usize = 144;
-
-/// The same fields in memory of their own, all values in one buffer. As they come from a connection, each keeps the
-/// whole buffer that it was read into.
-pub(super) fn detached(headers: &HeaderMap) -> HeaderMap {
-    let mut bytes = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
-    headers
-        .values()
-        .for_each(|value| bytes.extend_from_slice(value.as_bytes()));
-    let mut bytes = bytes.freeze();
-    let mut own = headers.clone();
-    for value in own.values_mut() {
-        // What was a value is one.
-        if let Ok(mut copy) = HeaderValue::from_maybe_shared(bytes.split_to(value.len())) {
-            copy.set_sensitive(value.is_sensitive());
-            *value = copy;
-        }
-    }
-    own
-}
+const OVERHEAD: usize = 640;
 
 impl Entry {
     /// Bytes that this entry holds in memory, about.
     pub(super) fn weight(&self) -> u32 {
-        let fields: usize = self
-            .headers
-            .iter()
-            .map(|(n, v)| n.as_str().len() + v.len() + FIELD_OVERHEAD)
-            .sum();
-        u32::try_from(self.body.len() + fields + OVERHEAD).unwrap_or(u32::MAX)
+        u32::try_from(self.packed.len() + OVERHEAD).unwrap_or(u32::MAX)
     }
 
     /// Current age (RFC 9111 section 4.2.3).
@@ -176,23 +150,20 @@ impl Entry {
         let body = if head_only {
             Body::Empty
         } else {
-            Body::from(self.body.clone())
+            Body::from(self.packed.body())
         };
         let mut response = self.head(body);
-        if head_only && !self.headers.contains_key(CONTENT_LENGTH) {
-            response
-                .headers_mut()
-                .insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        let headers = response.headers_mut();
+        if head_only && !headers.contains_key(CONTENT_LENGTH) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(self.packed.body_len()));
         }
-        response
-            .headers_mut()
-            .insert(AGE, HeaderValue::from(self.age(now).as_secs()));
+        headers.insert(AGE, HeaderValue::from(self.age(now).as_secs()));
         response
     }
 
     /// The answer as it came, for the GETs that were waiting for it.
     pub(super) fn fetched_response(&self) -> Response<Body> {
-        let mut response = self.head(Body::from(self.body.clone()));
+        let mut response = self.head(Body::from(self.packed.body()));
         if !self.life.age.is_zero() {
             response
                 .headers_mut()
@@ -204,39 +175,10 @@ impl Entry {
     fn head(&self, body: Body) -> Response<Body> {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers.clone();
+        *response.headers_mut() = self.packed.headers();
         if let Some(reason) = &self.reason {
-            response.extensions_mut().insert(reason.clone());
+            response.extensions_mut().insert(ReasonPhrase::clone(reason));
         }
         response
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn detached_fields_are_the_same_and_keep_nothing_of_the_buffer_that_they_were_read_into() {
-        let mut buffer = BytesMut::with_capacity(8192);
-        let mut read = |text: &str| {
-            buffer.extend_from_slice(text.as_bytes());
-            HeaderValue::from_maybe_shared(buffer.split().freeze()).expect("a value")
-        };
-        let mut fields = HeaderMap::new();
-        fields.append("etag", read("\"1\""));
-        fields.append("vary", read("origin"));
-        fields.append("vary", read("accept"));
-        fields.append("x-empty", read(""));
-        let mut secret = read("secret");
-        secret.set_sensitive(true);
-        fields.append("x-secret", secret);
-
-        let own = detached(&fields);
-        assert_eq!(own, fields);
-        assert!(own["x-secret"].is_sensitive() && !own["etag"].is_sensitive());
-        assert!(!buffer.try_reclaim(8192), "the fields as they came keep it");
-        drop(fields);
-        assert!(buffer.try_reclaim(8192));
     }
 }

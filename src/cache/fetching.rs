@@ -14,13 +14,15 @@ use tokio::time::Instant;
 
 use super::cache_status::{CacheStatus, Forward};
 use super::coalesce::{Flights, Landing, Leader};
-use super::entry::{Entry, Fate, Staleness, detached};
+use super::entry::{Entry, Fate, Staleness};
 use super::fill::{Collected, INCOMPLETE, collect};
 use super::freshness;
 use super::invalidation::{TagTable, TagVersions, Validity};
 use super::key::Key;
 use super::metrics::CacheMetrics;
+use super::packed::Packed;
 use super::plan::StaleUse;
+use super::request_control::Selective;
 use super::tier::l1_memory::{L1, default_max_bytes};
 use crate::config::CacheConfig;
 use crate::types::failure::Origin;
@@ -204,9 +206,9 @@ impl Shared {
         head.headers.remove(AGE);
         let entry = Arc::new(Entry {
             status: head.status,
-            reason: head.extensions.remove::<ReasonPhrase>(),
-            headers: detached(&head.headers),
-            body,
+            reason: head.extensions.remove::<ReasonPhrase>().map(Box::new),
+            selective: Selective::of(&head.headers),
+            packed: Packed::new(&head.headers, body),
             template: miss.outcome.template,
             stored_at: now.monotonic,
             life: storable,

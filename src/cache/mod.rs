@@ -13,6 +13,7 @@ pub mod freshness;
 pub mod invalidation;
 pub mod key;
 mod metrics;
+mod packed;
 pub mod plan;
 mod repeat;
 pub mod request_control;

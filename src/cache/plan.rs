@@ -111,7 +111,7 @@ pub(super) fn judge(
         Staleness::OnError => return Verdict::Fallback,
         Staleness::Expired => return Verdict::Forward(Forward::Stale),
     };
-    if needs_origin(headers, &entry.headers) {
+    if needs_origin(headers, entry.selective) {
         Verdict::Condition
     } else if control.accepts(entry.age(now), entry.ttl(now)) {
         verdict

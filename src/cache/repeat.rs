@@ -50,7 +50,7 @@ impl Repeat for StoredAnswer {
         }
         CacheStatus::hit(entry.signed_ttl(now), &self.key, self.detail).push(cache_status);
         Some(Again {
-            body: entry.body.clone(),
+            body: entry.packed.body(),
             age: entry.age(now).as_secs(),
         })
     }

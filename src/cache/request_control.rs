@@ -59,15 +59,36 @@ impl RequestControl {
     }
 }
 
-/// Whether the request has a condition or range that the stored fields give a meaning to. An answer without
+/// What of an answer a request may ask for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Selective {
+    /// It has validators, so conditions have a meaning.
+    validators: bool,
+    /// Its origin serves ranges of it.
+    ranges: bool,
+}
+
+impl Selective {
+    /// Reads the fields of an answer.
+    pub(super) fn of(answer: &HeaderMap) -> Self {
+        Self {
+            validators: answer.contains_key(ETAG) || answer.contains_key(LAST_MODIFIED),
+            ranges: answer.contains_key(ACCEPT_RANGES),
+        }
+    }
+}
+
+/// Whether the request has a condition or range that the stored answer gives a meaning to. An answer without
 /// validators and ranges (all JSON of Dify) is given whole, as Dify does.
-pub(super) fn needs_origin(request: &HeaderMap, stored: &HeaderMap) -> bool {
+pub(super) fn needs_origin(request: &HeaderMap, stored: Selective) -> bool {
+    if !stored.validators && !stored.ranges {
+        return false;
+    }
     let conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE]
         .iter()
         .any(|name| request.contains_key(name));
     let ranged = request.contains_key(RANGE) || request.contains_key(IF_RANGE);
-    (conditional && (stored.contains_key(ETAG) || stored.contains_key(LAST_MODIFIED)))
-        || (ranged && stored.contains_key(ACCEPT_RANGES))
+    (conditional && stored.validators) || (ranged && stored.ranges)
 }
 
 #[cfg(test)]
@@ -109,13 +130,16 @@ mod tests {
     #[test]
     fn a_condition_matters_only_to_an_answer_with_validators() {
         let condition = headers(&[("if-none-match", "*")]);
-        assert!(!needs_origin(
-            &condition,
-            &headers(&[("content-type", "application/json")])
-        ));
-        assert!(needs_origin(&condition, &headers(&[("etag", "\"1\"")])));
+        let stored = |fields: &[(&'static str, &str)]| Selective::of(&headers(fields));
+        let plain = stored(&[("content-type", "application/json")]);
+        let (tagged, ranged) = (
+            stored(&[("etag", "\"1\"")]),
+            stored(&[("accept-ranges", "bytes")]),
+        );
+        assert!(!needs_origin(&condition, plain) && !needs_origin(&condition, ranged));
+        assert!(needs_origin(&condition, tagged));
         let range = headers(&[("range", "bytes=0-9")]);
-        assert!(!needs_origin(&range, &headers(&[])));
-        assert!(needs_origin(&range, &headers(&[("accept-ranges", "bytes")])));
+        assert!(!needs_origin(&range, plain) && !needs_origin(&range, tagged));
+        assert!(needs_origin(&range, ranged));
     }
 }
