@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body::Body;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use super::answer::{self, Answer, Refusal};
 use super::server::AdminParts;
@@ -65,8 +66,16 @@ where
     Ok(answer::status(&answer))
 }
 
-/// Runs what looks at every entry where it holds up nobody.
+/// Runs what looks at every entry where it holds up nobody, one at a time: whoever asks often takes one core at
+/// most from those who are served.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
-    let failed = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the work was broken off");
-    tokio::task::spawn_blocking(work).await.map_err(failed)
+    static TURN: Semaphore = Semaphore::const_new(1);
+    let failed = || Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the work was broken off");
+    let turn = TURN.acquire().await.map_err(|_| failed())?;
+    let work = move || {
+        // Held to the end, also when nobody waits for the answer any more.
+        let _turn = turn;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| failed())
 }

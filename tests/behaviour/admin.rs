@@ -1,5 +1,7 @@
 //! The administrative listener as its own description has it: every path, method and status, and who may write.
 
+use dify_edge::app::Edge;
+use dify_edge::types::time::Clock;
 use serde_json::Value;
 
 use crate::support::client::{Answer, Client, get, post, request};
@@ -265,6 +267,12 @@ async fn the_token_can_stand_in_a_file_and_is_not_in_what_is_shown() {
     .await;
     std::fs::remove_file(&file).expect("it was there");
     assert_eq!(ask(&edge, authorized("{\"all\": true}")).await.status, 200);
+    let mut config = edge::config(&[origin.address]);
+    config.admin.token_file = Some(file.clone());
+    let error = Edge::start(config, Clock::System)
+        .await
+        .expect_err("the file is gone");
+    assert!(error.to_string().contains(&file.display().to_string()), "{error}");
     let (_origin, with_token) = start().await;
     for edge in [&edge, &with_token] {
         for target in ["/config", "/metrics", "/", "/ready"] {
