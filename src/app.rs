@@ -8,7 +8,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Admin, AdminParts};
+use crate::admin::{Admin, AdminParts, Auth};
+use crate::classify;
 use crate::config::Config;
 use crate::stack;
 use crate::types::time::Clock;
@@ -69,6 +70,7 @@ impl Edge {
             stack::build(&config, &clock, &registry, &connections).map_err(StartError::Config)?;
         let metrics = WireMetrics::register(&registry)
             .map_err(|error| StartError::Config(format!("metrics: {error}")))?;
+        let auth = Auth::new(&config.admin).map_err(StartError::Config)?;
         let wire = Wire::bind(&config, metrics, clock)?;
         let admin = Admin::bind(config.admin.address)
             .await
@@ -85,6 +87,8 @@ impl Edge {
             config: config.redacted(),
             cache: controls.cache,
             routing: controls.routing,
+            auth,
+            templates: classify::route_templates(),
             draining: draining.clone(),
         };
         background.spawn(admin.serve(parts, stop.clone()));

@@ -1,8 +1,17 @@
-//! The administrative listener: `/live`, `/ready`, `/metrics`, `/config`.
+//! The administrative listener: probes, metrics, the configuration, and a look into the cache and a hand on it.
 //!
-//! It has its own address, loopback by default, and only reads. It sees the stages through their control
-//! handles.
+//! It has its own address, loopback by default. Whoever can connect may read; writes need a token. It sees the
+//! stages through their control handles. `openapi.json` describes it and is served by it; `routes` has the list.
 
+mod answer;
+mod auth;
+mod body;
+mod cache;
+mod openapi;
+mod probes;
+mod purge;
+mod routes;
 mod server;
 
+pub use auth::Auth;
 pub use server::{Admin, AdminParts};

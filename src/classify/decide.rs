@@ -16,7 +16,7 @@ use super::upstreams::{Target, Upstreams};
 use super::{dify_routes, principal, user};
 
 /// The template of what the table does not know.
-const UNKNOWN: &str = "*";
+pub(super) const UNKNOWN: &str = "*";
 
 /// What lives in dify-api, by the first segment of a path.
 const DIFY_ROOTS: [&[u8]; 7] = [b"v1", b"api", b"console", b"inner", b"mcp", b"triggers", b"files"];

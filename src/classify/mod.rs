@@ -20,3 +20,12 @@ mod user;
 
 pub use decide::Classifier;
 pub use service::{Classify, ClassifyFuture, ClassifyLayer};
+
+/// The template of every known route, and `*`, which stands for all others; sorted.
+pub fn route_templates() -> Vec<&'static str> {
+    let mut templates: Vec<_> = dify_routes::all().map(|row| row.template).collect();
+    templates.push(decide::UNKNOWN);
+    templates.sort_unstable();
+    templates.dedup();
+    templates
+}

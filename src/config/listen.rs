@@ -37,18 +37,58 @@ pub struct TlsConfig {
     pub key: PathBuf,
 }
 
-/// The administrative listener: `/live`, `/ready`, `/metrics`, `/config`.
+/// The administrative listener. Whoever can connect to it may read; writes need a token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
     /// IP address and port. Default `127.0.0.1:9901`.
     pub address: SocketAddr,
+    /// What writes (`POST /cache/purge`) must carry as `Authorization: Bearer TOKEN`. Default: none, and then
+    /// writes are refused.
+    pub token: Option<Token>,
+    /// A file that holds the token, in place of `token`; read at start, white space around it is dropped.
+    pub token_file: Option<PathBuf>,
+}
+
+/// The administrative token. `Debug` does not show it; serialized it is whole (`Config::redacted` hides it).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(pub String);
+
+impl Token {
+    /// Shorter ones can be guessed.
+    pub const LEAST: usize = 16;
+    /// Longer ones do not fit beside the other fields of a request.
+    pub const MOST: usize = 1024;
+
+    /// Why it cannot be used, if so. Refusing short ones also keeps the `***` that `check --print` shows in its
+    /// place from becoming a token.
+    pub fn problem(&self) -> Option<String> {
+        if !(Self::LEAST..=Self::MOST).contains(&self.0.len()) {
+            return Some(format!(
+                "a token has from {} to {} characters, and this one has {}",
+                Self::LEAST,
+                Self::MOST,
+                self.0.chars().count()
+            ));
+        }
+        let fits = self.0.bytes().all(|byte| byte.is_ascii_graphic());
+        (!fits).then(|| "a token has ASCII letters, digits and signs only, no spaces".into())
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(***)")
+    }
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 9901)),
+            token: None,
+            token_file: None,
         }
     }
 }

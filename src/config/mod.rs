@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::units::Span;
 
 pub use cache::CacheConfig;
-pub use listen::{AdminConfig, LimitsConfig, ListenConfig, TlsConfig};
+pub use listen::{AdminConfig, LimitsConfig, ListenConfig, TlsConfig, Token};
 pub use routes::RouteConfig;
 pub use telemetry::{AccessLog, LogConfig, LogFormat};
 pub use upstreams::{ReplicaConfig, UpstreamConfig, Upstreams};

@@ -9,6 +9,8 @@
     reason = "nothing reaches into a test, and over real sockets time is real"
 )]
 
+mod admin;
+mod admin_purge;
 mod captures;
 mod coalescing;
 mod drain;

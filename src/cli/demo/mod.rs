@@ -175,6 +175,7 @@ fn proxy_config(args: &DemoArgs, upstream: &[SocketAddr]) -> Config {
         }],
         admin: AdminConfig {
             address: loopback(args, REPLICAS + 1),
+            ..AdminConfig::default()
         },
         upstreams: [("api".to_owned(), api)].into(),
         ..Config::default()

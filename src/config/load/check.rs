@@ -12,7 +12,7 @@ use http::uri::PathAndQuery;
 use super::error::Finding;
 use super::secrets;
 use super::tree::Path;
-use crate::config::{Config, UpstreamConfig};
+use crate::config::{Config, Token, UpstreamConfig};
 use crate::types::units::Span;
 
 /// Durations beyond this are slips, and could not be added to a clock reading.
@@ -25,6 +25,7 @@ impl Config {
     pub fn check(&self) -> Vec<Finding> {
         let mut check = Check::default();
         check.listeners(self);
+        check.admin(self);
         check.upstreams(self);
         check.routes(self);
         check.limits(self);
@@ -35,7 +36,28 @@ impl Config {
     }
 }
 
-/// Certificates and keys that this process cannot read now.
+/// What an administrative listener that others can reach means.
+pub(super) fn open_admin(config: &Config) -> Option<Finding> {
+    let admin = &config.admin;
+    if admin.address.ip().to_canonical().is_loopback() {
+        return None;
+    }
+    let writes = if admin.token.is_some() || admin.token_file.is_some() {
+        "writes need the token, which goes over the wire in the clear"
+    } else {
+        "writes are refused, as there is no token"
+    };
+    Some(Finding::new(
+        key("admin").join("address"),
+        format!(
+            "{} is not a loopback address: whoever can connect may read /config, /metrics, /upstreams and what is \
+             stored; {writes}; keep it inside a network of your own",
+            admin.address
+        ),
+    ))
+}
+
+/// Certificates, keys and tokens that this process cannot read now.
 pub(super) fn unreadable_files(config: &Config) -> Vec<Finding> {
     let mut check = Check::default();
     for (index, listen) in config.listen.iter().enumerate() {
@@ -46,6 +68,12 @@ pub(super) fn unreadable_files(config: &Config) -> Vec<Finding> {
                 check.say(path, format!("cannot read {}: {error}", file.display()));
             }
         }
+    }
+    if let Some(file) = &config.admin.token_file
+        && let Err(error) = std::fs::File::open(file)
+    {
+        let path = key("admin").join("token_file");
+        check.say(path, format!("cannot read {}: {error}", file.display()));
     }
     check.found
 }
@@ -96,6 +124,19 @@ impl Check {
             if address.port() != 0 && !taken.insert(address) {
                 self.say(path, format!("{address} is already listened on"));
             }
+        }
+    }
+
+    fn admin(&mut self, config: &Config) {
+        let (at, admin) = (key("admin"), &config.admin);
+        if let Some(problem) = admin.token.as_ref().and_then(Token::problem) {
+            self.say(at.join("token"), problem);
+        }
+        if admin.token.is_some() && admin.token_file.is_some() {
+            self.say(
+                at.join("token_file"),
+                "only one of `token` and `token_file` can be set",
+            );
         }
     }
 

@@ -88,7 +88,12 @@ impl ConfigError {
                 })
                 .collect(),
         );
-        let message = secrets::hidden(&in_words(&error.inner().to_string(), &path));
+        let is_secret = matches!(path.0.last(), Some(Step::Key(key)) if secrets::is_secret(key));
+        let message = in_words(&error.inner().to_string(), &path);
+        let message = match message.split_once(", found ") {
+            Some((expected, _)) if is_secret => format!("{expected}; write it in quotes"),
+            _ => secrets::hidden(&message),
+        };
         Self::from_findings(&[Finding::new(path, message)], tree)
     }
 }

@@ -65,11 +65,12 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// What an operator should know before relying on this configuration: keys without effect, and TLS files
-    /// that this process cannot read. One line each, with place and key.
+    /// What an operator should know before relying on this configuration: keys without effect, files that
+    /// this process cannot read, an administrative listener that others can reach. One line each, with place and key.
     pub fn warnings(&self) -> Vec<String> {
         let mut findings = self.config.inactive();
         findings.extend(check::unreadable_files(&self.config));
+        findings.extend(check::open_admin(&self.config));
         findings
             .iter()
             .map(|finding| finding.located(&self.tree))
@@ -148,9 +149,13 @@ fn read_variable(name: &str, text: &str, tree: &Node) -> Result<Node, ConfigErro
     }
     let path = Path(keys.iter().map(|key| Step::from(key.as_str())).collect());
     let wants_text = || matches!(tree.at(&path).map(|n| &n.kind), Some(Kind::Scalar(v)) if v.is_string());
+    // A token may look like a number, or like no YAML.
+    let is_secret = keys.last().is_some_and(|key| secrets::is_secret(key));
     let value = match yaml::parse(text, &Text::Value(origin.clone())) {
-        Ok(node) => node,
+        Ok(node) if !is_secret || matches!(&node.kind, Kind::Scalar(value) if value.is_string()) => node,
+        _ if is_secret => Node::from_value(text.into(), &origin),
         Err(_) if wants_text() => Node::from_value(text.into(), &origin),
+        Ok(node) => node,
         Err(refused) => return Err(refused.into()),
     };
     Ok(keys.into_iter().rev().fold(value, |value, key| {

@@ -17,18 +17,22 @@ impl Config {
     }
 }
 
+/// Whether the value of a key with this name is a secret. The path of a file that holds one is none.
+pub(super) fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let says = ["password", "secret", "token"]
+        .iter()
+        .any(|word| key.contains(word));
+    says && !key.ends_with("_file")
+}
+
 fn hide(value: &mut Value) {
     match value {
         Value::String(text) => *text = hidden(text),
         Value::Array(items) => items.iter_mut().for_each(hide),
         Value::Object(entries) => {
             for (key, value) in entries {
-                let key = key.to_ascii_lowercase();
-                if value.is_string()
-                    && ["password", "secret", "token"]
-                        .iter()
-                        .any(|word| key.contains(word))
-                {
+                if value.is_string() && is_secret(key) {
                     *value = Value::from(HIDDEN);
                 } else {
                     hide(value);

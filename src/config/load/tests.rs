@@ -389,6 +389,91 @@ fn passwords_are_not_printed() {
 }
 
 #[test]
+fn an_administrative_token_is_text_of_some_length_and_is_never_shown() {
+    for (text, expected) in [
+        (
+            "admin: {token: hunter2}",
+            "edge.yaml:2:9: admin.token: a token has from 16 to 1024 characters",
+        ),
+        ("admin: {token: '***'}", "admin.token: a token has from 16"),
+        (
+            "admin: {token: hunter2 hunter2 hunter2}",
+            "admin.token: a token has ASCII letters",
+        ),
+        (
+            "admin: {token: 72697269726972697269}",
+            "admin.token: expected a string; write it in quotes",
+        ),
+        (
+            "admin: {token: [hunter2]}",
+            "admin.token: expected a string; write it in quotes",
+        ),
+        (
+            "admin: {token: hunter2hunter2hunter2, token_file: /t}",
+            "admin.token_file: only one of `token` and `token_file` can be set",
+        ),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(expected), "{text}: {message}");
+        assert!(
+            !message.contains("hunter2") && !message.contains("7269"),
+            "{message}"
+        );
+    }
+    // In the environment there are no kinds: what looks like a number is a token, too.
+    for (written, token) in [
+        ("hunter2hunter2hunter2", "hunter2hunter2hunter2"),
+        ("'hunter2hunter2hunter2'", "hunter2hunter2hunter2"),
+        ("12345678901234567890e5", "12345678901234567890e5"),
+        ("*{[hunter2hunter2", "*{[hunter2hunter2"),
+    ] {
+        let loaded = load_with(
+            ONE_UPSTREAM,
+            &[("DIFY_EDGE__ADMIN__TOKEN", written)],
+            &Flags::default(),
+        );
+        let loaded = loaded.unwrap();
+        assert_eq!(loaded.config.admin.token.as_ref().unwrap().0, token);
+        let shown = [
+            loaded.print(),
+            loaded.config.redacted().to_string(),
+            format!("{:?}", loaded.config),
+        ];
+        for text in shown {
+            assert!(!text.contains(token), "{text}");
+        }
+    }
+    let file = load_text(&format!("{ONE_UPSTREAM}admin: {{token_file: /nowhere/token}}")).unwrap();
+    assert!(file.print().contains("token_file: /nowhere/token  # "));
+    let warnings = file.warnings().join("\n");
+    assert!(
+        warnings.contains("admin.token_file: cannot read /nowhere/token: "),
+        "{warnings}"
+    );
+}
+
+#[test]
+fn an_administrative_listener_that_others_can_reach_is_a_warning() {
+    let warnings = |admin: &str| {
+        let loaded = load_text(&format!("{ONE_UPSTREAM}admin: {{{admin}}}")).unwrap();
+        loaded.warnings().join("\n")
+    };
+    for inside in ["127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+        assert_eq!(warnings(&format!("address: '{inside}'")), "", "{inside}");
+    }
+    for outside in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1"] {
+        let without = warnings(&format!("address: '{outside}'"));
+        assert!(without.contains("edge.yaml:2:9: admin.address: "), "{without}");
+        assert!(
+            without.contains("may read /config") && without.contains("writes are refused"),
+            "{without}"
+        );
+        let with = warnings(&format!("address: '{outside}', token: hunter2hunter2hunter2"));
+        assert!(with.contains("writes need the token"), "{with}");
+    }
+}
+
+#[test]
 fn names_and_values_of_variables_that_make_no_sense_are_refused() {
     let refuse =
         |name: &str, value: &str| load_with(ONE_UPSTREAM, &[(name, value)], &Flags::default()).unwrap_err();

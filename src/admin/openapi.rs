@@ -1,0 +1,162 @@
+//! `/openapi.json`: the description of this listener for tools. The text is written by hand; tests hold it against
+//! the routes and the types.
+
+use http::StatusCode;
+
+use super::answer::{self, Answer};
+
+/// The document, but for the version of the program.
+const DOCUMENT: &str = include_str!("openapi.json");
+
+pub(super) fn page() -> Answer {
+    answer::answer(StatusCode::OK, "application/json", text())
+}
+
+fn text() -> String {
+    DOCUMENT.replacen("{version}", env!("CARGO_PKG_VERSION"), 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde::Serialize;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::admin::cache::PurgeAnswer;
+    use crate::admin::routes::ROUTES;
+    use crate::cache::control::{CacheStats, EntryStatus};
+    use crate::routing::control::{ReplicaStatus, UpstreamStatus};
+
+    fn document() -> Value {
+        serde_json::from_str(&text()).unwrap()
+    }
+
+    fn keys(value: &Value) -> BTreeSet<&str> {
+        value.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn what_is_served_and_what_is_described_are_the_same() {
+        let document = document();
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let described: BTreeSet<_> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, item)| keys(item).into_iter().map(move |method| (path.as_str(), method)))
+            .collect();
+        let served = ROUTES
+            .iter()
+            .map(|route| (route.path, if route.writes { "post" } else { "get" }));
+        assert_eq!(described, served.collect());
+        for route in ROUTES.iter().filter(|route| route.writes) {
+            let security = &document["paths"][route.path]["post"]["security"];
+            assert_eq!(security, &serde_json::json!([{ "token": [] }]), "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn walk(document: &Value, value: &Value, found: &mut usize) {
+            if let Some(target) = value.get("$ref").and_then(Value::as_str) {
+                assert!(document.pointer(&target[1..]).is_some(), "{target}");
+                *found += 1;
+            }
+            let children: Vec<_> = match value {
+                Value::Array(items) => items.iter().collect(),
+                Value::Object(entries) => entries.values().collect(),
+                _ => Vec::new(),
+            };
+            children
+                .into_iter()
+                .for_each(|child| walk(document, child, found));
+        }
+        let (document, mut found) = (document(), 0);
+        walk(&document, &document, &mut found);
+        assert!(found > 10, "{found}");
+    }
+
+    /// The schema of this name has the fields of this value, all of them required.
+    fn agrees<T: Serialize>(name: &str, value: T) {
+        let (document, value) = (document(), serde_json::to_value(value).unwrap());
+        let schema = &document["components"]["schemas"][name];
+        assert_eq!(keys(&schema["properties"]), keys(&value), "{name}");
+        let required: BTreeSet<_> = schema["required"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        assert_eq!(required, keys(&value), "{name}");
+    }
+
+    #[test]
+    fn schemas_have_the_fields_of_the_types() {
+        agrees(
+            "PurgeAnswer",
+            PurgeAnswer {
+                entries: 0,
+                soft: false,
+            },
+        );
+        agrees(
+            "UpstreamStatus",
+            UpstreamStatus {
+                name: String::new(),
+                queue: 0,
+                longest_queue: 0,
+                replicas: Vec::new(),
+            },
+        );
+        agrees(
+            "ReplicaStatus",
+            ReplicaStatus {
+                url: String::new(),
+                standby: false,
+                healthy: true,
+                in_flight: 0,
+                slots: 0,
+                consecutive_failures: 0,
+                addresses: Vec::new(),
+            },
+        );
+        agrees(
+            "CacheStats",
+            CacheStats {
+                entries: 0,
+                bytes: 0,
+                max_bytes: 0,
+                evicted_for_size: 0,
+                evicted_by_age: 0,
+                coalesced: 0,
+                flights: 0,
+                invalidations: 0,
+                unsettled_writes: 0,
+                stale_while_revalidate: 0,
+                stale_if_error: 0,
+                refreshed: 0,
+                refreshes_failed: 0,
+                refreshes_skipped: 0,
+                purges: 0,
+            },
+        );
+        agrees(
+            "EntryStatus",
+            EntryStatus {
+                key: String::new(),
+                route: "*",
+                state: "fresh",
+                status: 200,
+                body_bytes: 0,
+                bytes: 0,
+                age: 0,
+                ttl: 0,
+                stale_while_revalidate: 0,
+                stale_if_error: 0,
+                refresh_failed: false,
+            },
+        );
+    }
+}
