@@ -61,7 +61,7 @@ impl RequestControl {
 
 /// Whether the request has a condition or range that the stored fields give a meaning to. An answer without
 /// validators and ranges (all JSON of Dify) is given whole, as Dify does.
-pub(super) fn needs_origin(request: &HeaderMap, stored: &HeaderMap) -> bool {
+pub(crate) fn needs_origin(request: &HeaderMap, stored: &HeaderMap) -> bool {
     let conditional = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE]
         .iter()
         .any(|name| request.contains_key(name));
