@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::captures::{clock_of, play, script};
 use crate::support::captures::{self, Record};
 use crate::support::client::{Answer, Client, post};
-use crate::support::origin::{self, Origin};
+use crate::support::origin::{self, Action, Origin, Script};
 use crate::support::{child, edge, eventually, metrics, within};
 
 /// The request of a record as arguments would have it.
@@ -415,17 +415,24 @@ fn the_program_prints_what_the_library_says() {
     assert!(complained.contains("TRACE"), "{complained}");
 }
 
+/// An answer like the administrative listener's to `Connection: close`.
+fn closing(status: u16, body: &str) -> Script {
+    let mut script = origin::json(status, body);
+    script.push(Action::Close);
+    script
+}
+
 #[tokio::test]
 async fn live_shows_what_the_running_proxy_has_stored() {
     const ENTRY: &str = r#"[{"key":"00","state":"fresh","age":3,"ttl":57,"body_bytes":9}]"#;
     let admin = Origin::start(|seen| async move {
         match seen.target.split_once("?key=") {
-            Some(("/cache/entry", key)) if key.len() == 32 => origin::json(200, ENTRY),
-            _ => origin::json(500, "{}"),
+            Some(("/cache/entry", key)) if key.len() == 32 => closing(200, ENTRY),
+            _ => closing(500, "{}"),
         }
     })
     .await;
-    let empty = Origin::start(|_| async { origin::json(404, "{}") }).await;
+    let empty = Origin::start(|_| async { closing(404, "{}") }).await;
     let ask = |admin: String, target: &'static str| {
         tokio::task::spawn_blocking(move || {
             let fields = [
@@ -496,5 +503,5 @@ async fn a_long_body_is_refused_as_explained() {
         .refused
         .expect("413");
     assert_eq!((told.status, told.class), (answer.status, Some("generation")));
-    assert_eq!(answer.json()["detail"], told.why);
+    assert!(answer.text().contains(&told.why), "{}", answer.text());
 }
