@@ -54,6 +54,7 @@ enum Command {
     #[command(after_help = EXIT_CODES)]
     Check(check::CheckArgs),
     /// Tell what would happen to a request and why: route, caller, key, lifetime, tags.
+    #[command(after_help = EXIT_CODES)]
     Explain(explain::ExplainArgs),
     /// Ask a running proxy whether it is ready; exit 0 when it is, 1 otherwise.
     Health(health::HealthArgs),

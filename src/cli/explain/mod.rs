@@ -37,7 +37,7 @@ pub struct ExplainArgs {
     /// fields from a file, one a line.
     #[arg(short = 'H', long = "header", value_name = "FIELD")]
     header: Vec<String>,
-    /// Content; `@FILE` reads it from a file, `@-` from standard input.
+    /// Content; `@FILE` reads it from a file, `@-` from standard input. Content-Length is added.
     #[arg(long, value_name = "TEXT")]
     body: Option<String>,
     /// The client is one of `trusted_proxies`: its forwarding fields are believed.
