@@ -162,7 +162,7 @@ pub fn by_body(
     }
 }
 
-fn class_settings(
+pub(crate) fn class_settings(
     class: CacheClass,
     status: StatusCode,
     config: &CacheConfig,

@@ -19,7 +19,7 @@ pub struct Key(pub [u8; 16]);
 
 /// Forwarding fields that the upstream sees as a trusted proxy sent them: they may select an answer (scheme and host
 /// of redirects and links). `X-Forwarded-For` and `Forwarded` name the client and are not read by Dify.
-fn selects(name: &HeaderName) -> bool {
+pub(crate) fn selects(name: &HeaderName) -> bool {
     name.as_str()
         .strip_prefix("x-forwarded-")
         .is_some_and(|rest| rest != "for")

@@ -61,7 +61,7 @@ impl RequestControl {
 
 /// What of an answer a request may ask for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Selective {
+pub(crate) struct Selective {
     /// It has validators, so conditions have a meaning.
     validators: bool,
     /// Its origin serves ranges of it.
@@ -70,7 +70,7 @@ pub(super) struct Selective {
 
 impl Selective {
     /// Reads the fields of an answer.
-    pub(super) fn of(answer: &HeaderMap) -> Self {
+    pub(crate) fn of(answer: &HeaderMap) -> Self {
         Self {
             validators: answer.contains_key(ETAG) || answer.contains_key(LAST_MODIFIED),
             ranges: answer.contains_key(ACCEPT_RANGES),
@@ -80,7 +80,7 @@ impl Selective {
 
 /// Whether the request has a condition or range that the stored answer gives a meaning to. An answer without
 /// validators and ranges (all JSON of Dify) is given whole, as Dify does.
-pub(super) fn needs_origin(request: &HeaderMap, stored: Selective) -> bool {
+pub(crate) fn needs_origin(request: &HeaderMap, stored: Selective) -> bool {
     if !stored.validators && !stored.ranges {
         return false;
     }

@@ -19,8 +19,8 @@ use crate::types::units::Size;
 /// The limit of one class and the key that sets it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BodyLimit {
-    max: Size,
-    key: &'static str,
+    pub(super) max: Size,
+    pub(super) key: &'static str,
 }
 
 impl BodyLimit {

@@ -1,5 +1,7 @@
 //! The decision: everything that is known about a request from its head alone. Pure, and on the hit path.
 
+use std::borrow::Cow;
+
 use http::header::UPGRADE;
 use http::{HeaderMap, Method};
 
@@ -49,13 +51,8 @@ impl Classifier {
         query: Option<&str>,
         headers: &HeaderMap,
     ) -> Result<Decision, Failure> {
-        let target = self.upstreams.find(path).ok_or_else(no_route)?;
         let methods = Methods::of(method);
-        let lookup = if target.is_dify {
-            self.templates.find(methods, path)
-        } else {
-            Lookup::Unknown
-        };
+        let (target, lookup) = self.look_up(methods, path).ok_or_else(no_route)?;
         let mut decision = match lookup {
             Lookup::Row(row, id) => known(target, row, id, query, method, headers),
             Lookup::OtherMethod(template) => unknown(target, template, method, path, headers),
@@ -78,6 +75,17 @@ impl Classifier {
             decision.fills.push(Tag::all(TagKind::Access));
         }
         Ok(decision)
+    }
+
+    /// Which upstream serves a path, and what the table has for it.
+    pub(super) fn look_up<'p>(&self, methods: Methods, path: &'p str) -> Option<(&Target, Lookup<'p>)> {
+        let target = self.upstreams.find(path)?;
+        let lookup = if target.is_dify {
+            self.templates.find(methods, path)
+        } else {
+            Lookup::Unknown
+        };
+        Some((target, lookup))
     }
 }
 
@@ -106,14 +114,8 @@ fn known(
     let mut fills = Tags::new();
     if cache != CacheClass::Never {
         for rule in row.fills {
-            match *rule {
-                TagRule::All(kind) => fills.push(Tag::all(kind)),
-                TagRule::Named(kind, name) => fills.push(Tag::of(kind, name.as_bytes())),
-                TagRule::OfUser(kind) => match query.and_then(user::in_query) {
-                    Some(user) => fills.extend([Tag::all(kind), Tag::of(kind, user.as_bytes())]),
-                    None => cache = CacheClass::Never,
-                },
-                TagRule::OfId(kind) => fills.extend([Tag::all(kind), of_id(kind, id)]),
+            if !fill(*rule, id, || query.and_then(user::in_query), &mut fills) {
+                cache = CacheClass::Never;
             }
         }
     }
@@ -139,6 +141,25 @@ fn known(
         timeouts: target.timeouts(row.profile.limit, declared_length(headers)),
         wants_user,
     }
+}
+
+/// Adds the tags that an answer carries by `rule`. False when it is not known which.
+pub(super) fn fill<'q>(
+    rule: TagRule,
+    id: Option<&str>,
+    user: impl FnOnce() -> Option<Cow<'q, str>>,
+    tags: &mut Tags,
+) -> bool {
+    match rule {
+        TagRule::All(kind) => tags.push(Tag::all(kind)),
+        TagRule::Named(kind, name) => tags.push(Tag::of(kind, name.as_bytes())),
+        TagRule::OfUser(kind) => match user() {
+            Some(user) => tags.extend([Tag::all(kind), Tag::of(kind, user.as_bytes())]),
+            None => return false,
+        },
+        TagRule::OfId(kind) => tags.extend([Tag::all(kind), of_id(kind, id)]),
+    }
+    true
 }
 
 fn of_id(kind: TagKind, id: Option<&str>) -> Tag {

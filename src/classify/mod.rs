@@ -9,6 +9,7 @@ mod body_limit;
 mod body_peek;
 mod decide;
 mod dify_routes;
+mod preview;
 mod principal;
 mod row;
 mod service;
@@ -19,6 +20,7 @@ mod upstreams;
 mod user;
 
 pub use decide::Classifier;
+pub use preview::{NamedTag, Reasons};
 pub use service::{Classify, ClassifyFuture, ClassifyLayer};
 
 /// The template of every known route, and `*`, which stands for all others; sorted.

@@ -35,19 +35,41 @@ static BEARER: [HeaderName; 1] = [AUTHORIZATION];
 
 /// Whose answer a request of kind `who` gets; `None` when that cannot be told.
 pub(crate) fn principal(who: Who, headers: &HeaderMap) -> Option<Principal> {
+    Some(match selection(who, headers)? {
+        Selection::Everybody => Principal::PUBLIC,
+        Selection::Fields(domain, names) => digest(domain, names, headers),
+    })
+}
+
+/// The names of the fields in `headers` that the principal is a digest of; none for everybody's.
+pub(super) fn made_of(who: Who, headers: &HeaderMap) -> Option<Vec<&'static HeaderName>> {
+    Some(match selection(who, headers)? {
+        Selection::Everybody => Vec::new(),
+        Selection::Fields(_, names) => names.iter().filter(|name| headers.contains_key(*name)).collect(),
+    })
+}
+
+/// What in a request says whose answer it gets.
+enum Selection {
+    /// Nothing: everybody gets the same.
+    Everybody,
+    /// These fields. With a domain, so that different sets never give the same digest.
+    Fields(u8, &'static [HeaderName]),
+}
+
+fn selection(who: Who, headers: &HeaderMap) -> Option<Selection> {
+    use Selection::{Everybody, Fields};
     match who {
         Who::Bearer => {
             let mut keys = headers.get_all(AUTHORIZATION).iter();
             let one = keys.next().is_some_and(|key| !key.is_empty()) && keys.next().is_none();
-            one.then(|| digest(b'b', &BEARER, headers))
+            one.then_some(Fields(b'b', &BEARER))
         }
-        Who::Web => has_passport(headers).then(|| digest(b'c', &CREDENTIALS, headers)),
-        Who::Console => sends_any(headers).then(|| digest(b'c', &CREDENTIALS, headers)),
-        Who::Unknown if FOREIGN.iter().any(|name| headers.contains_key(name)) => {
-            Some(digest(b'u', &FOREIGN, headers))
-        }
-        Who::Open if sends_any(headers) => Some(digest(b'c', &CREDENTIALS, headers)),
-        Who::Open | Who::Unknown => Some(Principal::PUBLIC),
+        Who::Web => has_passport(headers).then_some(Fields(b'c', &CREDENTIALS)),
+        Who::Console => sends_any(headers).then_some(Fields(b'c', &CREDENTIALS)),
+        Who::Unknown if FOREIGN.iter().any(|name| headers.contains_key(name)) => Some(Fields(b'u', &FOREIGN)),
+        Who::Open if sends_any(headers) => Some(Fields(b'c', &CREDENTIALS)),
+        Who::Open | Who::Unknown => Some(Everybody),
     }
 }
 

@@ -19,7 +19,7 @@ use super::decide::Classifier;
 use super::{body_peek, user};
 use crate::config::Config;
 use crate::config::listen::BodyLimits;
-use crate::types::outcome::Known;
+use crate::types::outcome::{Known, RouteClass};
 use crate::types::request::{CacheClass, ClassifiedRequest, Client, Decision};
 use crate::types::{Body, Failure};
 
@@ -48,6 +48,14 @@ impl ClassifyLayer {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    pub(super) fn classifier(&self) -> &Classifier {
+        &self.shared.classifier
+    }
+
+    pub(super) fn body_limit(&self, class: RouteClass) -> BodyLimit {
+        BodyLimit::of(class, &self.shared.limits)
     }
 }
 

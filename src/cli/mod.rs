@@ -3,9 +3,11 @@
 //! Nothing of the proxy imports this. What people read goes to standard output, errors to standard error, and the
 //! outcome is the exit code that [`EXIT_CODES`] promises.
 
+mod ask;
 pub mod check;
 pub mod completions;
 pub mod demo;
+pub mod explain;
 pub mod health;
 pub mod serve;
 
@@ -51,6 +53,9 @@ enum Command {
     /// Say whether a configuration is valid; name file, line and key of what is not.
     #[command(after_help = EXIT_CODES)]
     Check(check::CheckArgs),
+    /// Tell what would happen to a request and why: route, caller, key, lifetime, tags.
+    #[command(after_help = EXIT_CODES)]
+    Explain(explain::ExplainArgs),
     /// Ask a running proxy whether it is ready; exit 0 when it is, 1 otherwise.
     Health(health::HealthArgs),
     /// Show what it does: replayed exchanges with a real dify-api, straight and through the proxy, in a table.
@@ -72,6 +77,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Health(args) => health::run(&args),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::Completions(args) => completions::run(&args),

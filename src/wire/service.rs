@@ -4,7 +4,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -96,12 +98,17 @@ fn prepare(parts: &mut Parts, context: &Context) -> Result<(), Failure> {
     }
     // An upgrade may be ignored (RFC 9110 section 7.8). Others than WebSocket would carry requests past
     // this proxy unseen (h2c), so the upstream is not asked.
-    let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
-    if !parts.headers.get(UPGRADE).is_some_and(is_websocket) {
+    if !asks_for_websocket(&parts.headers) {
         parts.extensions.remove::<OnUpgrade>();
     }
     parts.extensions.insert(context.client);
     Ok(())
+}
+
+/// Whether the other protocol that a request asks for, if any, is the one that it may have.
+pub(super) fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    headers.get(UPGRADE).is_some_and(is_websocket)
 }
 
 fn check_response(response: Response<Body>, may_upgrade: bool) -> Result<Response<Body>, Failure> {

@@ -53,7 +53,7 @@ const REBUILT: [&str; 11] = [
 ];
 
 /// The answer of a record, as the origin sent it.
-fn script(record: &Record) -> Script {
+pub fn script(record: &Record) -> Script {
     let answer = &record.response;
     let mut head = format!("{} {} {}\r\n", answer.version, answer.status, answer.reason);
     for (name, value) in &answer.fields {
@@ -177,14 +177,14 @@ fn request_difference(seen: &Seen, record: &Record) -> Vec<String> {
 }
 
 /// The time at which a record was made: signed URLs in it are young then.
-fn clock_of(record: &Record) -> Clock {
+pub fn clock_of(record: &Record) -> Clock {
     let dates = crate::support::wire::values(&record.response.fields, "date");
     let date = dates.first().copied().unwrap_or("Sun, 22 Nov 2026 16:12:00 GMT");
     Clock::manual(httpdate::parse_http_date(date).expect("a date")).0
 }
 
 /// Sends the request of a record as the recorded client did, and leaves as it did.
-async fn play(client: &mut Client, record: &Record) -> Answer {
+pub async fn play(client: &mut Client, record: &Record) -> Answer {
     if record.response.framing != "aborted-by-client" {
         return client.exchange(&record.request).await;
     }

@@ -15,6 +15,7 @@ mod captures;
 mod coalescing;
 mod drain;
 mod endurance;
+mod explain;
 mod failover;
 mod fields;
 mod invalidation;

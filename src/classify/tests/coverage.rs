@@ -33,7 +33,7 @@ fn as_template(rule: &str) -> String {
 }
 
 /// A path that the template stands for.
-fn sample(template: &str) -> String {
+pub(super) fn sample(template: &str) -> String {
     let mut path = String::new();
     for part in template.split('{') {
         match part.split_once('}') {

@@ -1,6 +1,7 @@
 //! Tests of the decision as a whole: the table against dify-api's rules, the traps, the measured writes.
 
 mod coverage;
+mod preview;
 mod properties;
 mod stage;
 mod traps;

@@ -82,6 +82,11 @@ impl Loaded {
     pub fn print(&self) -> String {
         print::print(&self.config, &self.tree)
     }
+
+    /// Where the value of a key like `cache.ttl_seconds` was written, as [`print`](Self::print) has it.
+    pub fn origin_of(&self, key: &str) -> String {
+        print::origin(&self.tree, &Path(key.split('.').map(Step::from).collect()))
+    }
 }
 
 /// Reads, merges and checks.

@@ -28,6 +28,16 @@ pub(super) fn print(config: &Config, tree: &Node) -> String {
     text
 }
 
+/// Where the value at `path` was written.
+pub(super) fn origin(tree: &Node, path: &Path) -> String {
+    let origin = match tree.at(path).map(|node| &node.origin) {
+        None => Origin::Default.to_string(),
+        Some(Origin::File { name, line, .. }) => format!("{name}:{line}"),
+        Some(origin) => origin.to_string(),
+    };
+    origin.replace(char::is_control, "?")
+}
+
 struct Printer<'a> {
     /// The values with their passwords: what is different in the shown ones is marked.
     plain: Value,
@@ -74,12 +84,7 @@ impl Printer<'_> {
     }
 
     fn remark(&self, shown: &Value, path: &Path) -> String {
-        let origin = match self.tree.at(path).map(|node| &node.origin) {
-            None => Origin::Default.to_string(),
-            Some(Origin::File { name, line, .. }) => format!("{name}:{line}"),
-            Some(origin) => origin.to_string(),
-        };
-        let mut remark = origin.replace(char::is_control, "?");
+        let mut remark = origin(self.tree, path);
         if shown.is_null()
             && let Some((_, meaning)) = WHEN_NULL.iter().find(|(key, _)| path.to_string() == *key)
         {

@@ -527,3 +527,21 @@ proptest! {
         prop_assert_eq!(load_text(&printed).map(|loaded| loaded.config), Ok(config), "{}", printed);
     }
 }
+
+#[test]
+fn the_origin_of_a_key_is_the_place_where_its_value_was_written() {
+    let text = format!("{ONE_UPSTREAM}cache:\n  classes: {{listing: {{ttl: 9s}}}}\n");
+    let environment = [("DIFY_EDGE__CACHE__TTL_SECONDS", "60")];
+    let loaded = load_with(&text, &environment, &Flags::default()).unwrap();
+    assert!(
+        loaded
+            .origin_of("cache.classes.listing.ttl")
+            .ends_with("edge.yaml:3")
+    );
+    assert_eq!(
+        loaded.origin_of("cache.ttl_seconds"),
+        "environment DIFY_EDGE__CACHE__TTL_SECONDS"
+    );
+    assert_eq!(loaded.origin_of("cache.classes.run.ttl"), "default");
+    assert_eq!(loaded.origin_of("no.such.key"), "default");
+}

@@ -75,6 +75,14 @@ pub(super) struct Head {
     upgrade: bool,
 }
 
+/// Judges `bytes` as one whole head.
+pub(in crate::wire) fn check_head(bytes: &[u8], limits: &LimitsConfig) -> Result<(), Failure> {
+    match Head::default().scan(bytes, &HeadLimits::new(limits))? {
+        Some(done) if done.len == bytes.len() => Ok(()),
+        _ => Err(malformed("the request head is not one whole head")),
+    }
+}
+
 fn malformed(detail: impl Into<std::borrow::Cow<'static, str>>) -> Failure {
     Failure::new(FailureKind::Malformed, detail)
 }

@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::framer::{Fault, Framer};
-pub(super) use self::head::HeadLimits;
+pub(super) use self::head::{HeadLimits, check_head};
 use super::access_log::Ledger;
 use super::link::Link;
 use super::listener::Slot;
