@@ -1,0 +1,16 @@
+-- Asks for the stored answers at random; the first argument after `--` says how many there are.
+dofile((os.getenv("PEERS_DIR") or ".") .. "/done.lua")
+
+local entries, head, tail
+
+init = function(args)
+   entries = tonumber(args[1])
+   math.randomseed(os.time())
+   -- Rendered once: wrk.format for every request would cost the load's core more than it has.
+   local text = wrk.format("GET", "/v1/parameters?size=1024&entry=@")
+   head, tail = text:match("^(.-)@(.*)$")
+end
+
+request = function()
+   return head .. math.random(0, entries - 1) .. tail
+end

@@ -1,0 +1,105 @@
+//! Puts load on a server: wrk for HTTP/1.1, h2load for HTTP/2, and one plain request to see that it answers.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::rows::Row;
+use crate::server::Server;
+
+const HOST: &str = "dify.example";
+const AUTHORIZATION: &str = "Bearer app-GHrAtfIBFSM66PQyLXD0FfZE";
+
+/// What a run of load came to.
+pub(crate) struct Summary {
+    pub(crate) requests: f64,
+    pub(crate) seconds: f64,
+}
+
+/// Asks once; an error unless the answer is 200 with a body of the right length.
+pub(crate) fn check(server: &Server, row: &Row) -> Result<(), String> {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.http))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let target = row.target();
+        write!(
+            stream,
+            "GET {target} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {AUTHORIZATION}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().map_err(|error| error.to_string())?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no whole head")?;
+    if head.starts_with("HTTP/1.1 200") && body.len() == row.size {
+        return Ok(());
+    }
+    let line = head.lines().next().unwrap_or_default();
+    Err(format!(
+        "{line:?} with {} bytes in place of {}",
+        body.len(),
+        row.size
+    ))
+}
+
+/// Loads `server` for about `seconds`.
+pub(crate) fn run(server: &Server, row: &Row, seconds: u64, folder: &Path) -> Result<Summary, String> {
+    let connections = row.connections.to_string();
+    let authorization = format!("Authorization: {AUTHORIZATION}");
+    let mut command;
+    if row.h2 {
+        command = Command::new("h2load");
+        command.args(["-t1", "-m16", "-c", &connections, "-D", &seconds.to_string()]);
+        command.args(["-H", &format!(":authority: {HOST}"), "-H", &authorization]);
+        command.arg(format!("http://127.0.0.1:{}{}", server.h2, row.target()));
+    } else {
+        command = Command::new("wrk");
+        command.args(["-t1", "-c", &connections, "-d", &format!("{seconds}s"), "-s"]);
+        command.arg(folder.join("done.lua"));
+        command.args(["-H", &format!("Host: {HOST}"), "-H", &authorization]);
+        command.arg(format!("http://127.0.0.1:{}{}", server.http, row.target()));
+    }
+    let output = command.output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let summary = if row.h2 {
+        of_h2load(&text, seconds)
+    } else {
+        of_wrk(&text)
+    };
+    let (summary, errors) = summary.ok_or_else(|| format!("no summary in {text:?}"))?;
+    if errors > 0.0 || summary.requests < 1.0 {
+        return Err(format!("{errors} errors in {} requests", summary.requests));
+    }
+    Ok(summary)
+}
+
+fn of_wrk(text: &str) -> Option<(Summary, f64)> {
+    let line = text.lines().find_map(|line| line.strip_prefix("SUMMARY "))?;
+    let value: serde_json::Value = serde_json::from_str(line).ok()?;
+    let requests = value["requests"].as_f64()?;
+    let seconds = value["micros"].as_f64()? / 1e6;
+    Some((Summary { requests, seconds }, value["errors"].as_f64()?))
+}
+
+fn of_h2load(text: &str, seconds: u64) -> Option<(Summary, f64)> {
+    let line = text.lines().find(|line| line.starts_with("requests: "))?;
+    let number = |word: &str| -> Option<f64> {
+        let part = line.split(',').find(|part| part.ends_with(word))?;
+        part.trim_start_matches("requests:")
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    };
+    let summary = Summary {
+        requests: number(" succeeded")?,
+        seconds: seconds as f64,
+    };
+    Some((
+        summary,
+        number(" failed")? + number(" errored")? + number(" timeout")?,
+    ))
+}
