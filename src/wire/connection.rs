@@ -154,11 +154,13 @@ where
     // Boxed, so that a connection at rest does not hold the room.
     while let Some(resting) = Box::pin(serve_h1(&builder, screen, stack.clone(), &context, shared)).await {
         screen = resting;
+        let at_rest = shared.ledger.metrics.at_rest();
         let came = tokio::select! {
             biased;
             came = Box::pin(screen.wait_for_request()) => came,
             () = shared.drain.cancelled() => false,
         };
+        drop(at_rest);
         if !came {
             let _ = screen.shutdown().await;
             return;

@@ -57,6 +57,7 @@ struct Inner {
     rejected: IntCounterVec,
     open_streams: IntGauge,
     bytes_sent: IntCounter,
+    at_rest: IntGauge,
 }
 
 fn class_index(class: Option<RouteClass>) -> usize {
@@ -142,6 +143,13 @@ impl WireMetrics {
                 registry,
                 IntGauge::new("dify_edge_open_streams", "Event streams that are open")?,
             )?,
+            at_rest: registered(
+                registry,
+                IntGauge::new(
+                    "dify_edge_connections_at_rest",
+                    "Connections over HTTP/1 whose buffers are put away until their next request",
+                )?,
+            )?,
             bytes_sent: registered(
                 registry,
                 IntCounter::new("dify_edge_bytes_sent_total", "Bytes of response content sent")?,
@@ -184,6 +192,11 @@ impl WireMetrics {
     /// Counts a connection until the guard is dropped.
     pub(super) fn connection(&self, protocol: Protocol) -> GaugeGuard {
         GaugeGuard::new(self.0.connections[protocol as usize].clone())
+    }
+
+    /// Counts a connection at rest until the guard is dropped.
+    pub(super) fn at_rest(&self) -> GaugeGuard {
+        GaugeGuard::new(self.0.at_rest.clone())
     }
 
     /// Counts an event stream until the guard is dropped.

@@ -282,13 +282,18 @@ impl<IO: Transport> Screen<IO> {
             if now >= deadline {
                 return Some(what);
             }
-            if self.timer.is_elapsed() || deadline < self.timer.deadline() {
-                self.timer.as_mut().reset(deadline);
-            }
-            if self.timer.as_mut().poll(cx).is_pending() {
+            if self.wake_at(deadline, cx).is_pending() {
                 return None;
             }
         }
+    }
+
+    /// Wakes the task at `deadline`, or before.
+    fn wake_at(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if self.timer.is_elapsed() || deadline < self.timer.deadline() {
+            self.timer.as_mut().reset(deadline);
+        }
+        self.timer.as_mut().poll(cx)
     }
 
     fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
@@ -507,7 +512,14 @@ impl<IO: Transport> AsyncWrite for Screen<IO> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-        self.flushed = true;
+        if !self.flushed {
+            self.flushed = true;
+            // hyper may not read again before there is something: only now does the rest begin.
+            let (deadline, _) = self.deadline(self.moved);
+            if self.wake_at(deadline, cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+        }
         Poll::Ready(Ok(()))
     }
 

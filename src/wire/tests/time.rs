@@ -190,9 +190,15 @@ async fn a_connection_that_was_put_away_serves_on_as_if_nothing_had_been() {
     let rig = Rig::new();
     let mut peer = rig.connect();
     for target in ["/hello", "/slow?5", "/full?100000"] {
+        assert_eq!(rig.metric("dify_edge_connections_at_rest", &[]), 0.0);
         assert_eq!(peer.get(target).await.status, 200);
-        sleep(Duration::from_secs(20)).await;
+        assert_eq!(rig.metric("dify_edge_connections_at_rest", &[]), 0.0);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(rig.metric("dify_edge_connections_at_rest", &[]), 1.0, "{target}");
+        sleep(Duration::from_secs(18)).await;
+        peer.get("/hello").await;
     }
+    sleep(Duration::from_secs(20)).await;
     // A head in two parts, the first of which ends the rest.
     peer.send("GET /he").await;
     sleep(Duration::from_secs(5)).await;
