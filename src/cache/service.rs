@@ -342,6 +342,12 @@ where
         self.shared.tags.clone()
     }
 
+    /// Everything, for a test to look into.
+    #[cfg(test)]
+    pub(super) fn shared_for_test(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
     /// The request without the cache's concerns, on its way.
     fn fetch(
         &self,
