@@ -29,8 +29,8 @@ pub(super) struct Entry {
     pub body: Bytes,
     /// The route that it answers.
     pub template: &'static str,
-    /// When the answer was complete.
-    pub stored_at: Instant,
+    /// When it was asked for: the time that the answer took is part of its age (RFC 9111 section 4.2.3).
+    pub asked_at: Instant,
     /// Its lifetimes from then on, and how old it was.
     pub life: Storable,
     /// What it depends on.
@@ -46,7 +46,7 @@ pub(super) struct Fate {
     hits: AtomicU32,
     /// Whether the last try to replace it failed.
     failed: AtomicBool,
-    /// Milliseconds after `stored_at` before which nobody tries to replace it in the background.
+    /// Milliseconds after `asked_at` before which nobody tries to replace it in the background.
     retry_at: AtomicU64,
 }
 
@@ -115,7 +115,7 @@ impl Entry {
     }
 
     fn since(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.stored_at)
+        now.saturating_duration_since(self.asked_at)
     }
 
     /// Whether it is one of the hot ones near the end of its freshness.

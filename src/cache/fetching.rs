@@ -165,6 +165,7 @@ impl Shared {
         miss: &Miss,
         versions: TagVersions,
     ) -> Result<Fetched, Failure> {
+        let asked_at = self.clock.now().monotonic;
         let response = fetch.await?;
         let now = self.clock.now();
         let head = freshness::by_head(
@@ -208,7 +209,7 @@ impl Shared {
             headers: head.headers,
             body,
             template: miss.outcome.template,
-            stored_at: now.monotonic,
+            asked_at,
             life: storable,
             versions,
             fate: Fate::default(),

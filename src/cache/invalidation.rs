@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use crate::types::ids::Tag;
 
-const SLOTS: usize = 1 << 16;
+/// Few in tests, which make a table for each of thousands of cases.
+const SLOTS: usize = if cfg!(test) { 1 << 12 } else { 1 << 16 };
 
 /// The hard half: 32 bits. At a thousand writes a second it comes round after 49 days; entries live for hours.
 const HARD: u64 = 0xffff_ffff << SOFT_BITS;

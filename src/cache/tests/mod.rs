@@ -23,6 +23,7 @@ use crate::types::units::Span;
 use crate::types::{Body, Failure, FailureKind};
 
 mod model;
+mod races;
 mod stale;
 mod writes;
 

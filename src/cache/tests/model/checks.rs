@@ -39,7 +39,9 @@ impl World {
             Ask::Write(writing) => {
                 if writing.kind != WriteKind::Generation {
                     writing.given = true;
-                    self.clients[number].over = true;
+                    let client = &mut self.clients[number];
+                    client.over = true;
+                    client.body = None;
                 }
                 self.must_be_seen(number);
                 Ok(())
@@ -120,7 +122,9 @@ impl World {
             Some(Answer::NotFound) => &self.config.classes.not_found,
             _ => &self.config.classes.metadata,
         };
-        let old = now - call.entered_at;
+        // What is stored was looked at when the read began.
+        let now = if hit { reading.began_at } else { now };
+        let old = now.saturating_duration_since(call.entered_at);
         if stale {
             let windows = [
                 ("stale-while-revalidate", settings.stale_while_revalidate.0),

@@ -9,9 +9,11 @@ mod origin;
 mod steps;
 mod world;
 
+use std::cell::Cell;
+
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-use self::steps::history;
+use self::steps::{Step, history};
 use self::world::World;
 use crate::config::CacheConfig;
 use crate::config::cache::RefreshAheadConfig;
@@ -47,30 +49,43 @@ fn hold_in_every_history(config: &CacheConfig) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .expect("a runtime");
-    let (mut played, mut answers) = (0, 0);
-    let result = {
-        let (played, answers) = (
-            std::cell::Cell::from_mut(&mut played),
-            std::cell::Cell::from_mut(&mut answers),
-        );
-        runner.run(&history(), |steps| {
-            let mut world = World::new(config.clone(), false);
-            let result = runtime.block_on(world.play(&steps));
-            played.set(played.get() + 1);
-            answers.set(answers.get() + world.answers);
-            result.map_err(TestCaseError::fail)
+    let (played, answers, found) = (Cell::new(0), Cell::new(0), Cell::new(None));
+    let result = runner.run(&history(), |steps| {
+        let mut world = World::new(config.clone(), false);
+        let result = runtime.block_on(world.play(&steps));
+        played.set(played.get() + 1);
+        answers.set(answers.get() + world.answers);
+        result.map_err(|why| {
+            found.set(found.get().or(Some(played.get())));
+            TestCaseError::fail(why)
         })
-    };
+    });
+    let answers = answers.get();
     match result {
         Ok(()) => assert!(
             answers > u64::from(cases),
             "the histories say nothing: {answers} answers"
         ),
-        Err(TestError::Fail(why, steps)) => {
-            let mut world = World::new(config.clone(), true);
-            let again = runtime.block_on(world.play(&steps));
-            let log = world.log.unwrap_or_default().join("\n");
-            panic!("{why}\n{again:?}\nafter {played} histories, cut to:\n{log}");
+        Err(TestError::Fail(_, mut steps)) => {
+            let play = |steps: &[Step], log| {
+                let mut world = World::new(config.clone(), log);
+                let result = runtime.block_on(world.play(steps));
+                (result, world.log.unwrap_or_default())
+            };
+            // Leaves nothing in that is not needed for some failure.
+            let mut at = steps.len();
+            while at > 0 {
+                at -= 1;
+                let step = steps.remove(at);
+                if play(&steps, false).0.is_ok() {
+                    steps.insert(at, step);
+                } else {
+                    at = steps.len();
+                }
+            }
+            let (result, log) = play(&steps, true);
+            let (number, log) = (found.get().unwrap_or_default(), log.join("\n"));
+            panic!("{result:?}\nin history {number}, cut to:\n{log}");
         }
         Err(TestError::Abort(why)) => panic!("{why}"),
     }

@@ -69,6 +69,10 @@ pub(super) enum Step {
         tags: u8,
         kind: WriteKind,
     },
+    /// A write goes out and its client leaves at once.
+    Abandon {
+        tags: u8,
+    },
     /// Spawned tasks run until they wait.
     Tick,
     /// A client's future or body is polled once.
@@ -146,12 +150,13 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(5_000),
         3 => Just(9_900),
         1 => Just(16_000),
-        2 => Just(29_900),
+        4 => Just(29_900),
     ];
     let n = || 0..8_usize;
     prop_oneof![
         18 => (resource(), who(), how).prop_map(|(resource, who, how)| Step::Read { resource, who, how }),
         6 => (1..4_u8, kind).prop_map(|(tags, kind)| Step::Write { tags, kind }),
+        3 => (1..4_u8).prop_map(|tags| Step::Abandon { tags }),
         14 => Just(Step::Tick),
         10 => n().prop_map(Step::Poll),
         6 => Just(Step::PollAll),
@@ -161,7 +166,7 @@ fn step() -> impl Strategy<Value = Step> {
         10 => n().prop_map(Step::Frame),
         1 => n().prop_map(Step::Break),
         14 => n().prop_map(Step::Finish),
-        5 => n().prop_map(Step::Effect),
+        7 => n().prop_map(Step::Effect),
         2 => resource().prop_map(Step::Change),
         4 => (aim, any::<bool>()).prop_map(|(aim, soft)| Step::Purge(aim, soft)),
         8 => millis.prop_map(Step::Advance),
@@ -171,5 +176,5 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Histories.
 pub(super) fn history() -> impl Strategy<Value = Vec<Step>> {
-    proptest::collection::vec(step(), 20..90)
+    proptest::collection::vec(step(), 1..100)
 }

@@ -80,6 +80,7 @@ pub(super) struct Reading {
     pub who: usize,
     pub how: How,
     pub began: u64,
+    pub began_at: Instant,
     pub required: u64,
     pub hard: u64,
     pub soft: u64,
@@ -190,6 +191,12 @@ impl World {
         match step {
             Step::Read { resource, who, how } => self.read(resource, who, how),
             Step::Write { tags, kind } => self.write(tags, kind),
+            Step::Abandon { tags } => {
+                let client = self.clients.len();
+                self.write(tags, WriteKind::Known);
+                self.poll(client)?;
+                self.cancel(client);
+            }
             Step::Tick => self.tick().await?,
             Step::Poll(n) => {
                 let open: Vec<_> = (0..self.clients.len())
@@ -303,6 +310,7 @@ impl World {
             who,
             how,
             began: self.seq(),
+            began_at: now,
             required: book.required[resource],
             hard: book.hard[resource][who],
             soft: book.soft[resource][who],

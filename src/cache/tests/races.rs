@@ -1,0 +1,18 @@
+//! Orders of events that once went wrong, each on its own.
+
+use super::*;
+
+#[tokio::test]
+async fn the_time_that_an_answer_took_is_part_of_its_age() {
+    let bench = Bench::gated(numbered);
+    let slow = tokio::spawn(bench.send(get("/v1/info")));
+    bench.settle().await;
+    bench.time.advance(Duration::from_secs(20));
+    bench.open(1);
+    slow.await.expect("joined").expect("an answer");
+    bench.time.advance(Duration::from_secs(39));
+    let hit = bench.send(get("/v1/info")).await.expect("an answer");
+    assert_eq!(hit.headers()["age"], "59");
+    let status = hit.headers()["cache-status"].to_str().expect("text");
+    assert!(status.starts_with("dify-edge; hit; ttl=1;"), "{status}");
+}
