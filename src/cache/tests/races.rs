@@ -16,3 +16,23 @@ async fn the_time_that_an_answer_took_is_part_of_its_age() {
     let status = hit.headers()["cache-status"].to_str().expect("text");
     assert!(status.starts_with("dify-edge; hit; ttl=1;"), "{status}");
 }
+
+#[tokio::test]
+async fn a_generation_that_breaks_off_ends_its_reads_before_its_client_sees_the_break() {
+    let bench = Bench::new(CacheConfig::default(), |request, number| {
+        match request.head.parts.method {
+            Method::POST => Ok(Response::new(Body::stream(Broken(Some(()))))),
+            _ => Ok(numbered_response(number)),
+        }
+    });
+    let stream = bench
+        .send(write(RouteClass::Generation))
+        .await
+        .expect("an answer");
+    bench.get("/v1/info").await;
+    let mut body = stream.into_body();
+    body.frame().await.expect("a frame").expect("data");
+    body.frame().await.expect("a frame").expect_err("a break");
+    assert_eq!(bench.get("/v1/info").await.0.cache, CacheOutcome::Miss);
+    drop(body);
+}
