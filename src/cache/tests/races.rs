@@ -36,3 +36,21 @@ async fn a_generation_that_breaks_off_ends_its_reads_before_its_client_sees_the_
     assert_eq!(bench.get("/v1/info").await.0.cache, CacheOutcome::Miss);
     drop(body);
 }
+
+#[tokio::test]
+async fn while_a_write_may_still_take_effect_nobody_gets_an_answer_that_was_asked_for_earlier() {
+    let bench = Bench::gated(numbered);
+    let writing = tokio::spawn(bench.send(write(RouteClass::Write)));
+    bench.settle().await;
+    writing.abort();
+    assert!(writing.await.is_err());
+    let readers: Vec<_> = (0..3)
+        .map(|_| tokio::spawn(bench.send(get("/v1/info"))))
+        .collect();
+    bench.settle().await;
+    assert_eq!(bench.calls(), 4, "each asks for itself");
+    bench.open(3);
+    for reader in readers {
+        reader.await.expect("joined").expect("an answer");
+    }
+}

@@ -192,6 +192,9 @@ impl Service<FetchRequest> for Origin {
             waker: None,
         });
         let number = state.calls.len() - 1;
+        if field("x-early").is_some() {
+            state.snapshot(number);
+        }
         drop(state);
         Head {
             origin: self.clone(),

@@ -59,10 +59,12 @@ pub(super) enum Aim {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
     /// A client asks for a resource; its future is not polled yet.
+    /// `early`: the origin reads its answer when the request comes.
     Read {
         resource: usize,
         who: usize,
         how: How,
+        early: bool,
     },
     /// A client writes; `tags` is a set of bits.
     Write {
@@ -105,11 +107,11 @@ pub(super) enum Step {
 }
 
 fn resource() -> impl Strategy<Value = usize> {
-    prop_oneof![3 => Just(0_usize), 1 => Just(1), 1 => Just(2)]
+    prop_oneof![5 => Just(0_usize), 1 => Just(1), 1 => Just(2)]
 }
 
 fn who() -> impl Strategy<Value = usize> {
-    prop_oneof![4 => Just(0_usize), 1 => Just(1)]
+    prop_oneof![5 => Just(0_usize), 1 => Just(1)]
 }
 
 fn answer() -> impl Strategy<Value = Answer> {
@@ -154,14 +156,15 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let n = || 0..8_usize;
     prop_oneof![
-        18 => (resource(), who(), how).prop_map(|(resource, who, how)| Step::Read { resource, who, how }),
+        18 => (resource(), who(), how, any::<bool>())
+            .prop_map(|(resource, who, how, early)| Step::Read { resource, who, how, early }),
         6 => (1..4_u8, kind).prop_map(|(tags, kind)| Step::Write { tags, kind }),
         3 => (1..4_u8).prop_map(|tags| Step::Abandon { tags }),
         14 => Just(Step::Tick),
         10 => n().prop_map(Step::Poll),
         6 => Just(Step::PollAll),
         3 => n().prop_map(Step::Cancel),
-        5 => n().prop_map(Step::Snapshot),
+        3 => n().prop_map(Step::Snapshot),
         9 => (n(), answer()).prop_map(|(n, answer)| Step::Answer(n, answer)),
         10 => n().prop_map(Step::Frame),
         1 => n().prop_map(Step::Break),

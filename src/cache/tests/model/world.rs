@@ -189,7 +189,12 @@ impl World {
         let unanswered = |call: &super::origin::Call| call.is_in_flight() && call.answer.is_none();
         let open = |call: &super::origin::Call| call.is_in_flight() && !call.through;
         match step {
-            Step::Read { resource, who, how } => self.read(resource, who, how),
+            Step::Read {
+                resource,
+                who,
+                how,
+                early,
+            } => self.read(resource, who, how, early),
             Step::Write { tags, kind } => self.write(tags, kind),
             Step::Abandon { tags } => {
                 let client = self.clients.len();
@@ -285,7 +290,7 @@ impl World {
         )
     }
 
-    fn read(&mut self, resource: usize, who: usize, how: How) {
+    fn read(&mut self, resource: usize, who: usize, how: How, early: bool) {
         let mut request = self.request(resource, who);
         let directive = match how {
             How::NoCache => Some("no-cache"),
@@ -297,6 +302,9 @@ impl World {
                 .parts
                 .headers
                 .insert("cache-control", directive.parse().expect("value"));
+        }
+        if early {
+            request.parts.headers.insert("x-early", 1.into());
         }
         if how == How::Head {
             request.parts.method = Method::HEAD;
