@@ -215,10 +215,8 @@ impl Shared {
             fate: Fate::default(),
         });
         let stored = self.tags.validity(&entry.versions) != Validity::Ended
-            && self.tags.is_settled(&entry.versions, now.monotonic);
-        if stored {
-            self.l1.insert(miss.key, entry.clone());
-        }
+            && self.tags.is_settled(&entry.versions, now.monotonic)
+            && self.l1.insert(miss.key, entry.clone());
         Ok(Fetched::Shared {
             entry,
             stored,

@@ -54,3 +54,45 @@ async fn while_a_write_may_still_take_effect_nobody_gets_an_answer_that_was_aske
         reader.await.expect("joined").expect("an answer");
     }
 }
+
+#[tokio::test]
+async fn a_slow_fetch_does_not_replace_an_answer_that_was_asked_for_later() {
+    let late = Arc::new(Semaphore::new(0));
+    let gate = late.clone();
+    let bench = Bench::new(CacheConfig::default(), move |_, number| {
+        let text = Bytes::from(format!("{{\"n\":{number}}}"));
+        Ok(Response::new(match number {
+            0 => Body::stream(Late(gate.clone(), Some(text))),
+            _ => Body::from(text),
+        }))
+    });
+    let slow = tokio::spawn(bench.send(get("/v1/info")));
+    bench.settle().await;
+    bench.time.advance(Duration::from_millis(1));
+    let mut renewing = get("/v1/info");
+    let fields = &mut renewing.parts.headers;
+    fields.insert("cache-control", "no-cache".parse().expect("value"));
+    bench.send(renewing).await.expect("an answer");
+    late.add_permits(1);
+    let (outcome, body) = read(slow.await.expect("joined").expect("an answer")).await;
+    assert_eq!((outcome.cache, body.as_str()), (CacheOutcome::Miss, "{\"n\":0}"));
+    assert_eq!(bench.get("/v1/info").await.1, "{\"n\":1}");
+}
+
+/// A body that comes when it is let.
+struct Late(Arc<Semaphore>, Option<Bytes>);
+
+impl http_body::Body for Late {
+    type Data = Bytes;
+    type Error = Failure;
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Failure>>> {
+        if self.0.available_permits() == 0 {
+            cx.waker().wake_by_ref();
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(self.1.take().map(|text| Ok(http_body::Frame::data(text))))
+    }
+}
