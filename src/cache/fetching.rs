@@ -233,8 +233,9 @@ impl Shared {
         let no_change = response.status().is_server_error()
             || response.status() == StatusCode::TOO_MANY_REQUESTS
             || reason == INCOMPLETE;
-        if miss.forward != Forward::UriMiss && !no_change {
-            self.l1.remove(&miss.key);
+        if !no_change && self.l1.remove(&miss.key) {
+            // Fetches of the same that are under way may bring back what was true before.
+            self.tags.bump(&[Tag::of(TagKind::Key, &miss.key.prefix())]);
         }
         Fetched::Unshared(response, reason)
     }

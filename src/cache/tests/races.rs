@@ -79,6 +79,35 @@ async fn a_slow_fetch_does_not_replace_an_answer_that_was_asked_for_later() {
     assert_eq!(bench.get("/v1/info").await.1, "{\"n\":1}");
 }
 
+#[tokio::test]
+async fn what_the_origin_refuses_is_not_brought_back_by_a_fetch_that_began_before() {
+    let late = Arc::new(Semaphore::new(0));
+    let gate = late.clone();
+    let bench = Bench::new(CacheConfig::default(), move |_, number| {
+        let mut response = numbered_response(number);
+        match number {
+            1 => *response.body_mut() = Body::stream(Late(gate.clone(), Some(Bytes::from_static(b"{}")))),
+            2 => *response.status_mut() = StatusCode::UNAUTHORIZED,
+            _ => {}
+        }
+        Ok(response)
+    });
+    let renewing = || {
+        let mut request = get("/v1/info");
+        let fields = &mut request.parts.headers;
+        fields.insert("cache-control", "no-cache".parse().expect("value"));
+        bench.send(request)
+    };
+    bench.get("/v1/info").await;
+    let slow = tokio::spawn(renewing());
+    bench.settle().await;
+    let refused = renewing().await.expect("an answer");
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    late.add_permits(1);
+    slow.await.expect("joined").expect("an answer");
+    assert_eq!(bench.get("/v1/info").await.1, "{\"n\":3}");
+}
+
 /// A body that comes when it is let.
 struct Late(Arc<Semaphore>, Option<Bytes>);
 

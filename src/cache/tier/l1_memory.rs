@@ -50,8 +50,9 @@ impl L1 {
         !matches!(result, CompResult::Unchanged(_))
     }
 
-    pub(in crate::cache) fn remove(&self, key: &Key) {
-        self.entries.invalidate(key);
+    /// Tells whether there was anything.
+    pub(in crate::cache) fn remove(&self, key: &Key) -> bool {
+        self.entries.remove(key).is_some()
     }
 
     /// Everything held, in no order; what comes and goes meanwhile may be seen or not.

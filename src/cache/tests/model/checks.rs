@@ -264,6 +264,7 @@ impl World {
             self.book.given.push(false);
             self.book.revoked.push(0);
             self.unshareable_seen.push(false);
+            self.refusal_seen.push(false);
             let call = &state.calls[number];
             match &mut self.clients[call.client].ask {
                 Ask::Write(writing) => writing.call = Some(number),
@@ -297,7 +298,8 @@ impl World {
             if seen && (answer.is_failure() || answer == Answer::Broken500) {
                 self.book.error_at[resource][who] = Some(now);
             }
-            if seen && answer == Answer::Unauthorized && !call.head_only {
+            let refused = seen && answer == Answer::Unauthorized && !call.head_only;
+            if refused && !std::mem::replace(&mut self.refusal_seen[number], true) {
                 for earlier in 0..number {
                     let same = state.calls[earlier].read == call.read;
                     if same && self.book.given[earlier] && self.book.revoked[earlier] == 0 {

@@ -117,6 +117,7 @@ pub(super) struct World {
     /// Calls that were looked at when they came, and when the cache saw that they cannot be shared.
     pub calls_seen: usize,
     pub unshareable_seen: Vec<bool>,
+    pub refusal_seen: Vec<bool>,
     pub log: Option<Vec<String>>,
     pub answers: u64,
 }
@@ -138,6 +139,7 @@ impl World {
             book: Book::default(),
             calls_seen: 0,
             unshareable_seen: Vec::new(),
+            refusal_seen: Vec::new(),
             log: log.then(Vec::new),
             answers: 0,
         }
