@@ -281,7 +281,8 @@ impl World {
             let Some(answer) = call.answer else {
                 continue;
             };
-            let seen = if call.broken { call.ended } else { call.taken };
+            let shared = call.broken && !answer.is_unshareable();
+            let seen = if shared { call.ended } else { call.taken };
             if answer.is_unshareable() || call.broken {
                 for client in &mut self.clients {
                     if let Ask::Read(reading) = &mut client.ask

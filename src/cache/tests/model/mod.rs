@@ -93,7 +93,7 @@ fn hold_in_every_history(kind: u8, config: &CacheConfig) {
 
 #[test]
 fn no_history_breaks_a_promise() {
-    hold_in_every_history(0, &windows(5, 20));
+    hold_in_every_history(0, &windows(5, 120));
 }
 
 #[test]
@@ -108,5 +108,7 @@ fn no_history_breaks_a_promise_when_hot_answers_are_fetched_ahead() {
 
 #[test]
 fn no_history_breaks_a_promise_without_stale_answers() {
-    hold_in_every_history(2, &windows(0, 0));
+    let mut config = windows(0, 0);
+    config.classes.metadata.ttl = Span::secs(60);
+    hold_in_every_history(2, &config);
 }

@@ -107,11 +107,11 @@ pub(super) enum Step {
 }
 
 fn resource() -> impl Strategy<Value = usize> {
-    prop_oneof![5 => Just(0_usize), 1 => Just(1), 1 => Just(2)]
+    prop_oneof![12 => Just(0_usize), 1 => Just(1), 1 => Just(2)]
 }
 
 fn who() -> impl Strategy<Value = usize> {
-    prop_oneof![5 => Just(0_usize), 1 => Just(1)]
+    prop_oneof![12 => Just(0_usize), 1 => Just(1)]
 }
 
 fn answer() -> impl Strategy<Value = Answer> {
@@ -126,7 +126,8 @@ fn answer() -> impl Strategy<Value = Answer> {
     ]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+/// `ends`: how often something ends what is stored, in a hundred steps or so.
+fn step(ends: u32) -> impl Strategy<Value = Step> {
     let how = prop_oneof![
         8 => Just(How::Plain),
         2 => Just(How::NoCache),
@@ -152,14 +153,15 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(5_000),
         3 => Just(9_900),
         1 => Just(16_000),
-        4 => Just(29_900),
+        1 => Just(29_900),
+        4 => Just(30_000),
     ];
     let n = || 0..8_usize;
     prop_oneof![
         18 => (resource(), who(), how, any::<bool>())
             .prop_map(|(resource, who, how, early)| Step::Read { resource, who, how, early }),
-        6 => (1..4_u8, kind).prop_map(|(tags, kind)| Step::Write { tags, kind }),
-        3 => (1..4_u8).prop_map(|tags| Step::Abandon { tags }),
+        ends => (1..4_u8, kind).prop_map(|(tags, kind)| Step::Write { tags, kind }),
+        ends => prop_oneof![Just(1_u8), Just(3)].prop_map(|tags| Step::Abandon { tags }),
         14 => Just(Step::Tick),
         10 => n().prop_map(Step::Poll),
         6 => Just(Step::PollAll),
@@ -171,13 +173,17 @@ fn step() -> impl Strategy<Value = Step> {
         14 => n().prop_map(Step::Finish),
         7 => n().prop_map(Step::Effect),
         2 => resource().prop_map(Step::Change),
-        4 => (aim, any::<bool>()).prop_map(|(aim, soft)| Step::Purge(aim, soft)),
+        ends => (aim, any::<bool>()).prop_map(|(aim, soft)| Step::Purge(aim, soft)),
         8 => millis.prop_map(Step::Advance),
         1 => (resource(), who()).prop_map(|(resource, who)| Step::Evict { resource, who }),
     ]
 }
 
-/// Histories.
+/// Histories, quiet ones in which what is stored grows old, and stormy ones.
 pub(super) fn history() -> impl Strategy<Value = Vec<Step>> {
-    proptest::collection::vec(step(), 1..100)
+    prop_oneof![
+        proptest::collection::vec(step(1), 1..60),
+        proptest::collection::vec(step(3), 1..100),
+        proptest::collection::vec(step(8), 1..60),
+    ]
 }
