@@ -215,7 +215,8 @@ impl Shared {
             fate: Fate::default(),
         });
         let stored = self.tags.validity(&entry.versions) != Validity::Ended
-            && self.tags.is_settled(&entry.versions, now.monotonic)
+            // Asked when a write could still take effect, it may be from before that, whenever it came.
+            && self.tags.is_settled(&entry.versions, asked_at)
             && self.l1.insert(miss.key, entry.clone());
         Ok(Fetched::Shared {
             entry,

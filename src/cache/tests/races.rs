@@ -108,6 +108,23 @@ async fn what_the_origin_refuses_is_not_brought_back_by_a_fetch_that_began_befor
     assert_eq!(bench.get("/v1/info").await.1, "{\"n\":3}");
 }
 
+#[tokio::test]
+async fn what_was_asked_while_a_write_could_take_effect_is_not_stored_afterwards_either() {
+    let bench = Bench::gated(numbered);
+    let writing = tokio::spawn(bench.send(write(RouteClass::Write)));
+    bench.settle().await;
+    writing.abort();
+    assert!(writing.await.is_err());
+    bench.time.advance(Duration::from_secs(29));
+    let asked = tokio::spawn(bench.send(get("/v1/info")));
+    bench.settle().await;
+    bench.time.advance(Duration::from_secs(2));
+    bench.open(2);
+    let (outcome, _) = read(asked.await.expect("joined").expect("an answer")).await;
+    assert_eq!(outcome.cache, CacheOutcome::Miss);
+    assert_eq!(bench.get("/v1/info").await.0.cache, CacheOutcome::Stored);
+}
+
 /// A body that comes when it is let.
 struct Late(Arc<Semaphore>, Option<Bytes>);
 
