@@ -1,6 +1,6 @@
 //! One stored answer: how long it may be used for what, and how it is given again.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use crate::types::Body;
 
 /// How long a failed refresh is not tried again.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+/// How long after a failure the stale answer is given at once; then the origin is asked first again.
+const FAILED_FOR: Duration = Duration::from_secs(30);
 
 /// A complete answer with the deadlines of its use.
 #[derive(Debug)]
@@ -44,8 +46,8 @@ pub(super) struct Entry {
 pub(super) struct Fate {
     /// Times it answered, when refresh-ahead wants to know.
     hits: AtomicU32,
-    /// Whether the last try to replace it failed.
-    failed: AtomicBool,
+    /// Milliseconds after `asked_at` until which a try to replace it counts as failed.
+    failed_until: AtomicU64,
     /// Milliseconds after `asked_at` before which nobody tries to replace it in the background.
     retry_at: AtomicU64,
 }
@@ -124,9 +126,9 @@ impl Entry {
         hits >= min_hits && self.ttl(now) < self.life.ttl.mul_f64(last)
     }
 
-    /// Whether the last try to replace it failed.
-    pub(super) fn refresh_failed(&self) -> bool {
-        self.fate.failed.load(Ordering::Relaxed)
+    /// Whether a try to replace it failed a short while ago.
+    pub(super) fn refresh_failed(&self, now: Instant) -> bool {
+        (self.since(now).as_millis() as u64) < self.fate.failed_until.load(Ordering::Relaxed)
     }
 
     /// Whether a background refresh is due; the one who is told so has to begin it.
@@ -143,8 +145,9 @@ impl Entry {
     }
 
     /// A try to replace it failed.
-    pub(super) fn set_refresh_failed(&self) {
-        self.fate.failed.store(true, Ordering::Relaxed);
+    pub(super) fn set_refresh_failed(&self, now: Instant) {
+        let until = (self.since(now) + FAILED_FOR).as_millis() as u64;
+        self.fate.failed_until.fetch_max(until, Ordering::Relaxed);
     }
 
     /// The answer to one more request of `method`, with its `Age`.

@@ -151,7 +151,7 @@ impl Shared {
             Err(_) => true,
         };
         if failed {
-            old.set_refresh_failed();
+            old.set_refresh_failed(self.clock.now().monotonic);
             self.metrics.refreshes_failed.inc();
         } else {
             self.metrics.refreshed.inc();
@@ -251,9 +251,9 @@ impl Shared {
 
     /// The stale answer to a request whose fetch failed, with this status if there was one.
     pub(super) fn stale(&self, entry: &Entry, status: Option<StatusCode>, miss: &Miss) -> Response<Body> {
-        entry.set_refresh_failed();
-        self.metrics.stale_if_error.inc();
         let now = self.clock.now().monotonic;
+        entry.set_refresh_failed(now);
+        self.metrics.stale_if_error.inc();
         let mut response = entry.response(&Method::GET, now);
         let member = CacheStatus {
             forward: Some(miss.forward),

@@ -107,7 +107,7 @@ pub(super) fn judge(
     let verdict = match entry.staleness(validity == Validity::Stale, now) {
         Staleness::Fresh => Verdict::Hit,
         Staleness::WhileRevalidating => Verdict::Stale(StaleUse::WhileRevalidating),
-        Staleness::OnError if entry.refresh_failed() => Verdict::Stale(StaleUse::OnError),
+        Staleness::OnError if entry.refresh_failed(now) => Verdict::Stale(StaleUse::OnError),
         Staleness::OnError => return Verdict::Fallback,
         Staleness::Expired => return Verdict::Forward(Forward::Stale),
     };

@@ -125,6 +125,23 @@ async fn what_was_asked_while_a_write_could_take_effect_is_not_stored_afterwards
     assert_eq!(bench.get("/v1/info").await.0.cache, CacheOutcome::Stored);
 }
 
+#[tokio::test]
+async fn a_failure_of_long_ago_is_no_reason_to_give_a_stale_answer() {
+    let bench = Bench::new(CacheConfig::default(), |_, number| match number {
+        1 => Err(Failure::new(FailureKind::ConnectFailed, "refused")),
+        _ => Ok(numbered_response(number)),
+    });
+    bench.get("/v1/info").await;
+    bench.time.advance(Duration::from_secs(200));
+    assert_eq!(bench.get("/v1/info").await.0.cache, CacheOutcome::Stale);
+    bench.time.advance(Duration::from_secs(31));
+    let (outcome, body) = bench.get("/v1/info").await;
+    assert_eq!(
+        (outcome.cache, body.as_str()),
+        (CacheOutcome::Stored, "{\"n\":2}")
+    );
+}
+
 /// A body that comes when it is let.
 struct Late(Arc<Semaphore>, Option<Bytes>);
 
