@@ -1,6 +1,5 @@
 //! One stored answer: how long it may be used for what, and how it is given again.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use tokio::time::Instant;
 
 use super::freshness::Storable;
 use super::invalidation::TagVersions;
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::Body;
 
 /// How long a failed refresh is not tried again.

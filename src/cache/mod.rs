@@ -17,6 +17,7 @@ pub mod plan;
 pub mod request_control;
 mod service;
 mod signed_urls;
+mod sync;
 #[cfg(test)]
 mod tests;
 pub mod tier;
