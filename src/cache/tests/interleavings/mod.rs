@@ -3,6 +3,7 @@
 //! own operations are; tokio's `watch` counts as one step.
 
 #![allow(dead_code, unreachable_pub, reason = "parts of the files are not used here")]
+#![allow(clippy::duplicate_mod, reason = "the same code over other types is the point")]
 
 #[path = "../../coalesce.rs"]
 mod coalesce;

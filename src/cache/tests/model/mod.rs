@@ -20,7 +20,7 @@ use crate::config::cache::RefreshAheadConfig;
 use crate::types::units::{Ratio, Span};
 
 /// Histories of each kind, unless the environment says otherwise.
-const HISTORIES: u32 = 1500;
+const HISTORIES: u32 = 2000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
