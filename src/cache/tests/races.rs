@@ -142,6 +142,22 @@ async fn a_failure_of_long_ago_is_no_reason_to_give_a_stale_answer() {
     );
 }
 
+#[tokio::test]
+async fn a_fetch_that_fails_after_the_last_window_is_no_excuse_for_the_stale_answer() {
+    let bench = Bench::gated(|_, number| match number {
+        0 => Ok(numbered_response(0)),
+        _ => Err(Failure::new(FailureKind::UpstreamTimeout, "too slow").sent()),
+    });
+    bench.open(1);
+    bench.get("/v1/info").await;
+    bench.time.advance(Duration::from_secs(3590));
+    let asked = tokio::spawn(bench.send(get("/v1/info")));
+    bench.settle().await;
+    bench.time.advance(Duration::from_secs(100));
+    bench.open(1);
+    asked.await.expect("joined").expect_err("a failure");
+}
+
 /// A body that comes when it is let.
 struct Late(Arc<Semaphore>, Option<Bytes>);
 
