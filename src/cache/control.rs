@@ -101,7 +101,7 @@ pub struct EntryStatus {
     pub stale_while_revalidate: u64,
     /// Seconds after its freshness in which it may be given when no new one can be had.
     pub stale_if_error: u64,
-    /// Whether the last try to replace it failed.
+    /// Whether a try to replace it failed in the last 30 seconds.
     pub refresh_failed: bool,
 }
 
@@ -212,7 +212,7 @@ impl CacheControl {
             ttl: entry.signed_ttl(now),
             stale_while_revalidate: entry.life.stale_while_revalidate.as_secs(),
             stale_if_error: entry.life.stale_if_error.as_secs(),
-            refresh_failed: entry.refresh_failed(),
+            refresh_failed: entry.refresh_failed(now),
         }
     }
 }

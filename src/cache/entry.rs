@@ -1,6 +1,5 @@
 //! One stored answer: how long it may be used for what, and how it is given again.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::{AGE, CONTENT_LENGTH};
@@ -12,10 +11,13 @@ use super::freshness::Storable;
 use super::invalidation::TagVersions;
 use super::packed::Packed;
 use super::request_control::Selective;
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::Body;
 
 /// How long a failed refresh is not tried again.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+/// How long after a failure the stale answer is given at once; then the origin is asked first again.
+const FAILED_FOR: Duration = Duration::from_secs(30);
 
 /// A complete answer with the deadlines of its use.
 #[derive(Debug)]
@@ -30,8 +32,8 @@ pub(super) struct Entry {
     pub selective: Selective,
     /// The route that it answers.
     pub template: &'static str,
-    /// When the answer was complete.
-    pub stored_at: Instant,
+    /// When it was asked for: the time that the answer took is part of its age (RFC 9111 section 4.2.3).
+    pub asked_at: Instant,
     /// Its lifetimes from then on, and how old it was.
     pub life: Storable,
     /// What it depends on.
@@ -45,9 +47,9 @@ pub(super) struct Entry {
 pub(super) struct Fate {
     /// Times it answered, when refresh-ahead wants to know.
     hits: AtomicU32,
-    /// Whether the last try to replace it failed.
-    failed: AtomicBool,
-    /// Milliseconds after `stored_at` before which nobody tries to replace it in the background.
+    /// Milliseconds after `asked_at` until which a try to replace it counts as failed.
+    failed_until: AtomicU64,
+    /// Milliseconds after `asked_at` before which nobody tries to replace it in the background.
     retry_at: AtomicU64,
 }
 
@@ -112,7 +114,7 @@ impl Entry {
     }
 
     fn since(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.stored_at)
+        now.saturating_duration_since(self.asked_at)
     }
 
     /// Whether it is one of the hot ones near the end of its freshness.
@@ -121,9 +123,9 @@ impl Entry {
         hits >= min_hits && self.ttl(now) < self.life.ttl.mul_f64(last)
     }
 
-    /// Whether the last try to replace it failed.
-    pub(super) fn refresh_failed(&self) -> bool {
-        self.fate.failed.load(Ordering::Relaxed)
+    /// Whether a try to replace it failed a short while ago.
+    pub(super) fn refresh_failed(&self, now: Instant) -> bool {
+        (self.since(now).as_millis() as u64) < self.fate.failed_until.load(Ordering::Relaxed)
     }
 
     /// Whether a background refresh is due; the one who is told so has to begin it.
@@ -140,8 +142,9 @@ impl Entry {
     }
 
     /// A try to replace it failed.
-    pub(super) fn set_refresh_failed(&self) {
-        self.fate.failed.store(true, Ordering::Relaxed);
+    pub(super) fn set_refresh_failed(&self, now: Instant) {
+        let until = (self.since(now) + FAILED_FOR).as_millis() as u64;
+        self.fate.failed_until.fetch_max(until, Ordering::Relaxed);
     }
 
     /// The answer to one more request of `method`, with its `Age`.

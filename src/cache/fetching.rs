@@ -153,7 +153,7 @@ impl Shared {
             Err(_) => true,
         };
         if failed {
-            old.set_refresh_failed();
+            old.set_refresh_failed(self.clock.now().monotonic);
             self.metrics.refreshes_failed.inc();
         } else {
             self.metrics.refreshed.inc();
@@ -167,6 +167,7 @@ impl Shared {
         miss: &Miss,
         versions: TagVersions,
     ) -> Result<Fetched, Failure> {
+        let asked_at = self.clock.now().monotonic;
         let response = fetch.await?;
         let now = self.clock.now();
         let head = freshness::by_head(
@@ -210,16 +211,15 @@ impl Shared {
             selective: Selective::of(&head.headers),
             packed: Packed::new(&head.headers, body),
             template: miss.outcome.template,
-            stored_at: now.monotonic,
+            asked_at,
             life: storable,
             versions,
             fate: Fate::default(),
         });
         let stored = self.tags.validity(&entry.versions) != Validity::Ended
-            && self.tags.is_settled(&entry.versions, now.monotonic);
-        if stored {
-            self.l1.insert(miss.key, entry.clone());
-        }
+            // Asked when a write could still take effect, it may be from before that, whenever it came.
+            && self.tags.is_settled(&entry.versions, asked_at)
+            && self.l1.insert(miss.key, entry.clone());
         Ok(Fetched::Shared {
             entry,
             stored,
@@ -236,8 +236,9 @@ impl Shared {
         let no_change = response.status().is_server_error()
             || response.status() == StatusCode::TOO_MANY_REQUESTS
             || reason == INCOMPLETE;
-        if miss.forward != Forward::UriMiss && !no_change {
-            self.l1.remove(&miss.key);
+        if !no_change && self.l1.remove(&miss.key) {
+            // Fetches of the same that are under way may bring back what was true before.
+            self.tags.bump(&[Tag::of(TagKind::Key, &miss.key.prefix())]);
         }
         Fetched::Unshared(response, reason)
     }
@@ -252,9 +253,9 @@ impl Shared {
 
     /// The stale answer to a request whose fetch failed, with this status if there was one.
     pub(super) fn stale(&self, entry: &Entry, status: Option<StatusCode>, miss: &Miss) -> Response<Body> {
-        entry.set_refresh_failed();
-        self.metrics.stale_if_error.inc();
         let now = self.clock.now().monotonic;
+        entry.set_refresh_failed(now);
+        self.metrics.stale_if_error.inc();
         let mut response = entry.response(&Method::GET, now);
         let member = CacheStatus {
             forward: Some(miss.forward),

@@ -19,6 +19,7 @@ mod repeat;
 pub mod request_control;
 mod service;
 mod signed_urls;
+mod sync;
 #[cfg(test)]
 mod tests;
 pub mod tier;

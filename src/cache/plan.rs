@@ -107,13 +107,16 @@ pub(super) fn judge(
     let verdict = match entry.staleness(validity == Validity::Stale, now) {
         Staleness::Fresh => Verdict::Hit,
         Staleness::WhileRevalidating => Verdict::Stale(StaleUse::WhileRevalidating),
-        Staleness::OnError if entry.refresh_failed() => Verdict::Stale(StaleUse::OnError),
+        Staleness::OnError if entry.refresh_failed(now) => Verdict::Stale(StaleUse::OnError),
         Staleness::OnError => return Verdict::Fallback,
         Staleness::Expired => return Verdict::Forward(Forward::Stale),
     };
+    // Who asks for an age or freshness wants nothing stale (RFC 9111 section 5.2.1.1).
+    let stale = matches!(verdict, Verdict::Stale(_));
+    let strict = control.max_age.is_some() || control.min_fresh.is_some();
     if needs_origin(headers, entry.selective) {
         Verdict::Condition
-    } else if control.accepts(entry.age(now), entry.ttl(now)) {
+    } else if !(stale && strict) && control.accepts(entry.age(now), entry.ttl(now)) {
         verdict
     } else {
         Verdict::Forward(Forward::Request)

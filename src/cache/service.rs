@@ -260,9 +260,12 @@ where
         let shared = self.shared.clone();
         let versions = shared.versions(&request.decision, &miss.key);
         // What cannot be shared must not make others wait for it. Unknown routes are of that kind until the
-        // origin says otherwise; a request that refuses stored answers wants one of its own.
-        let alone =
-            miss.unknown_route || miss.forward == Forward::Request || shared.is_unshared(&miss.key, now);
+        // origin says otherwise; a request that refuses stored answers wants one of its own; and while a write may
+        // still take effect, an answer in flight may be from before it.
+        let alone = miss.unknown_route
+            || miss.forward == Forward::Request
+            || shared.is_unshared(&miss.key, now)
+            || !shared.tags.is_settled(&versions, now);
         let role = (!alone).then(|| shared.flights.join(miss.key, &versions));
         let fetch = self.fetch(request);
         match role {
@@ -348,6 +351,12 @@ where
     #[cfg(test)]
     pub(super) fn tags_for_test(&self) -> Arc<super::invalidation::TagTable> {
         self.shared.tags.clone()
+    }
+
+    /// Everything, for a test to look into.
+    #[cfg(test)]
+    pub(super) fn shared_for_test(&self) -> Arc<Shared> {
+        self.shared.clone()
     }
 
     /// The request without the cache's concerns, on its way.

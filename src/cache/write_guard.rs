@@ -95,7 +95,10 @@ impl http_body::Body for Guarded {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        // Bumped before the client can see the end.
+        // Bumped before the client can see the end, or the break.
+        if matches!(frame, Some(Err(_))) {
+            self.guard = None;
+        }
         let ended = frame.is_none() || (matches!(frame, Some(Ok(_))) && self.body.is_end_stream());
         if ended && let Some(guard) = self.guard.take() {
             guard.answered();

@@ -22,7 +22,12 @@ use crate::types::time::{Clock, ManualTime};
 use crate::types::units::Span;
 use crate::types::{Body, Failure, FailureKind};
 
+mod flights;
+mod interleavings;
+mod model;
+mod races;
 mod stale;
+mod tags;
 mod writes;
 
 type Script = Arc<dyn Fn(&FetchRequest, usize) -> Result<Response<Body>, Failure> + Send + Sync>;

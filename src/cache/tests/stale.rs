@@ -348,3 +348,19 @@ async fn an_entry_is_shown_by_its_key_with_its_state() {
     bench.write_ends();
     assert_eq!(state(&entry.key), Some("ended"));
 }
+
+#[tokio::test]
+async fn who_asks_for_an_age_gets_nothing_stale() {
+    let bench = Bench::new(CacheConfig::default(), numbered);
+    for (directive, expected) in [("max-age=3600", "{\"n\":1}"), ("min-fresh=0", "{\"n\":2}")] {
+        bench.get("/v1/info").await;
+        bench.time.advance(TTL + Duration::from_secs(1));
+        let mut request = get("/v1/info");
+        request
+            .parts
+            .headers
+            .insert("cache-control", directive.parse().expect("a value"));
+        let (outcome, body, _) = status_of(&bench, request).await;
+        assert_eq!((outcome, body.as_str()), (CacheOutcome::Stored, expected));
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::notification::RemovalCause;
+use moka::ops::compute::{CompResult, Op};
 
 use crate::cache::entry::Entry;
 use crate::cache::key::Key;
@@ -43,16 +44,23 @@ impl L1 {
         self.entries.get(key)
     }
 
-    pub(in crate::cache) fn insert(&self, key: Key, entry: Arc<Entry>) {
+    /// Keeps `entry`, unless one that was asked for later is there already: a slow fetch must not bring back what
+    /// was there before. Tells whether it is kept.
+    pub(in crate::cache) fn insert(&self, key: Key, entry: Arc<Entry>) -> bool {
         let is_large = entry.weight() > LARGE;
-        self.entries.insert(key, entry);
+        let result = self.entries.entry(key).and_compute_with(|there| match there {
+            Some(there) if there.value().asked_at > entry.asked_at => Op::Nop,
+            _ => Op::Put(entry),
+        });
         if is_large {
             self.entries.run_pending_tasks();
         }
+        !matches!(result, CompResult::Unchanged(_))
     }
 
-    pub(in crate::cache) fn remove(&self, key: &Key) {
-        self.entries.invalidate(key);
+    /// Tells whether there was anything.
+    pub(in crate::cache) fn remove(&self, key: &Key) -> bool {
+        self.entries.remove(key).is_some()
     }
 
     /// Everything held, in no order; what comes and goes meanwhile may be seen or not.
