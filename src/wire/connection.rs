@@ -1,16 +1,17 @@
 //! Drives one connection: finds out what the peer speaks, and ends it in time and in order.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 
 use bytes::BytesMut;
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,8 @@ use crate::config::LimitsConfig;
 use crate::types::request::Client;
 use crate::types::{Body, Failure};
 
+/// Bytes read at once.
+const PIECE: usize = 4096;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a peer may send on one HTTP/2 stream before it was read.
 const H2_WINDOW: u32 = 1 << 20;
@@ -73,7 +76,7 @@ pub(super) async fn drive<IO, S>(
     let spoken = match spoken {
         Spoken::Unknown => {
             let first = tokio::select! {
-                read = timeout(shared.limits.idle.0, io.read_buf(&mut prefix)) => read,
+                read = timeout(shared.limits.idle.0, read_some(&mut io, &mut prefix)) => read,
                 () = shared.drain.cancelled() => return,
             };
             if !matches!(first, Ok(Ok(1..))) {
@@ -128,8 +131,20 @@ pub(super) async fn drive<IO, S>(
 async fn read_preface<IO: Transport>(io: &mut IO, prefix: &mut BytesMut) {
     while prefix.len() < PREFACE.len()
         && PREFACE.starts_with(prefix)
-        && matches!(io.read_buf(prefix).await, Ok(1..))
+        && matches!(read_some(io, prefix).await, Ok(1..))
     {}
+}
+
+/// Reads behind `bytes`. Holds no buffer while there is nothing to read.
+async fn read_some<IO: Transport>(io: &mut IO, bytes: &mut BytesMut) -> std::io::Result<usize> {
+    poll_fn(|cx| {
+        let mut piece = [const { MaybeUninit::uninit() }; PIECE];
+        let mut piece = ReadBuf::uninit(&mut piece);
+        ready!(Pin::new(&mut *io).poll_read(cx, &mut piece))?;
+        bytes.extend_from_slice(piece.filled());
+        Poll::Ready(Ok(piece.filled().len()))
+    })
+    .await
 }
 
 async fn drive_h1<IO, S>(mut screen: Screen<IO>, stack: S, context: Arc<Context>, shared: &Shared)
@@ -151,19 +166,23 @@ where
     if limits.header_count > H1_FIELDS {
         builder.max_headers(limits.header_count);
     }
-    // Boxed, so that a connection at rest does not hold the room.
-    while let Some(resting) = Box::pin(serve_h1(&builder, screen, stack.clone(), &context, shared)).await {
-        screen = resting;
+    loop {
         let at_rest = shared.ledger.metrics.at_rest();
         let came = tokio::select! {
+            // First what the peer sends: a request that is here when the drain begins is served.
             biased;
-            came = Box::pin(screen.wait_for_request()) => came,
+            came = screen.wait_for_request() => came,
             () = shared.drain.cancelled() => false,
         };
         drop(at_rest);
         if !came {
             let _ = screen.shutdown().await;
             return;
+        }
+        // Boxed, so that a connection at rest does not hold the room.
+        match Box::pin(serve_h1(&builder, screen, stack.clone(), &context, shared)).await {
+            Some(resting) => screen = resting,
+            None => return,
         }
     }
 }
@@ -205,7 +224,7 @@ where
             return Some(screen);
         }
         () = shared.drain.cancelled() => {
-            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            Pin::new(&mut connection).graceful_shutdown();
             connection.await
         }
     };

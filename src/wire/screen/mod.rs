@@ -16,6 +16,7 @@ mod tests;
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::{MaybeUninit, replace, take};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -92,6 +93,8 @@ pub(super) struct Screen<IO: Transport> {
     flushed: bool,
     /// What is left of an answer that hyper knows nothing of; nothing is read before it is gone.
     unsent: Bytes,
+    /// Whether what is stashed was read elsewhere and nothing was done with it.
+    untried: bool,
     /// Whether nobody serves requests behind this.
     parked: bool,
     /// Whether such an answer may still lie in a buffer of the transport.
@@ -132,7 +135,7 @@ impl<IO: Transport> Screen<IO> {
         let mut screen = Self::passing(io, setup);
         screen.mode = Mode::Judged;
         screen.ready = 0;
-        screen.judge_stash();
+        screen.untried = !screen.stash.is_empty();
         screen
     }
 
@@ -156,6 +159,7 @@ impl<IO: Transport> Screen<IO> {
             flushed: true,
             unsent: Bytes::new(),
             flush_io: false,
+            untried: false,
             parked: false,
             header_read: setup.limits.header_read.0,
             idle,
@@ -252,8 +256,8 @@ impl<IO: Transport> Screen<IO> {
         self.parked = true;
         let came = poll_fn(|cx| {
             // Not kept while waiting.
-            let mut piece = [0; PIECE];
-            let mut buf = ReadBuf::new(&mut piece);
+            let mut piece = [const { MaybeUninit::uninit() }; PIECE];
+            let mut buf = ReadBuf::uninit(&mut piece);
             let read = ready!(self.poll_judged(cx, &mut buf));
             let filled = buf.filled();
             if read.is_err() || filled.is_empty() {
@@ -269,7 +273,7 @@ impl<IO: Transport> Screen<IO> {
 
     /// Takes back bytes that were handed on and not used.
     pub(super) fn put_back(&mut self, bytes: &[u8]) {
-        let later = std::mem::replace(&mut self.stash, BytesMut::from(bytes));
+        let later = replace(&mut self.stash, BytesMut::from(bytes));
         self.stash.extend_from_slice(&later);
         self.ready += bytes.len();
     }
@@ -307,6 +311,38 @@ impl<IO: Transport> Screen<IO> {
         }
     }
 
+    /// Answers `bytes`, which begin with the first byte that was not judged, if they are a request that is known.
+    fn recall(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<bool> {
+        let Some(recall) = &self.recall else {
+            return Ok(false);
+        };
+        // Nothing else may be under way, for hyper knows nothing of such an answer.
+        if !self.flushed || !self.framer.in_head() || !self.link.is_quiet(self.framer.heads()) {
+            return Ok(false);
+        }
+        let Some(seen) = recall.see(bytes, &self.client) else {
+            return Ok(false);
+        };
+        let now = self.ledger.clock.now().monotonic;
+        let send = |answer: &[u8]| {
+            let wrote = match Pin::new(&mut self.io).poll_write(cx, answer) {
+                Poll::Ready(wrote) => wrote?,
+                Poll::Pending => 0,
+            };
+            io::Result::Ok(Bytes::copy_from_slice(&answer[wrote..]))
+        };
+        if let Some(unsent) = recall.answer(&seen, now, &self.ledger, send) {
+            self.unsent = unsent?;
+            self.flush_io = true;
+            self.moved = now;
+            return Ok(true);
+        }
+        if recall.is_repeated(&seen) {
+            self.link.expect(self.framer.heads(), seen);
+        }
+        Ok(false)
+    }
+
     /// Reads from the peer, either straight into `buf` or behind what is stashed, and judges it. `Ready`
     /// with `true` is the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
@@ -317,38 +353,17 @@ impl<IO: Transport> Screen<IO> {
             if fresh.is_empty() {
                 return Poll::Ready(Ok(true));
             }
-            if let Some(recall) = &self.recall
-                && self.flushed
-                && self.framer.in_head()
-                && self.link.is_quiet(self.framer.heads())
-                && let Some(seen) = recall.see(fresh, &self.client)
-            {
-                let now = self.ledger.clock.now().monotonic;
-                let send = |answer: &[u8]| {
-                    let wrote = match Pin::new(&mut self.io).poll_write(cx, answer) {
-                        Poll::Ready(wrote) => wrote?,
-                        Poll::Pending => 0,
-                    };
-                    io::Result::Ok(Bytes::copy_from_slice(&answer[wrote..]))
-                };
-                if let Some(unsent) = recall.answer(&seen, now, &self.ledger, send) {
-                    self.unsent = unsent?;
-                    self.flush_io = true;
-                    buf.set_filled(before);
-                    self.moved = now;
-                    return Poll::Ready(Ok(false));
-                }
-                if recall.is_repeated(&seen) {
-                    self.link.expect(self.framer.heads(), seen);
-                }
+            if self.recall(cx, fresh)? {
+                buf.set_filled(before);
+                return Poll::Ready(Ok(false));
             }
             let scan = self.framer.scan(fresh);
             self.stash.extend_from_slice(&fresh[scan.pass..]);
             buf.set_filled(before + scan.pass);
             self.settle(scan.fault);
         } else {
-            let mut piece = [0; PIECE];
-            let mut piece = ReadBuf::new(&mut piece);
+            let mut piece = [const { MaybeUninit::uninit() }; PIECE];
+            let mut piece = ReadBuf::uninit(&mut piece);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut piece))?;
             if piece.filled().is_empty() {
                 return Poll::Ready(Ok(true));
@@ -380,6 +395,15 @@ impl<IO: Transport> Screen<IO> {
         let before = buf.filled().len();
         loop {
             ready!(self.poll_unsent(cx))?;
+            if take(&mut self.untried) {
+                let first = take(&mut self.stash);
+                if self.recall(cx, &first)? {
+                    self.head_since = None;
+                    continue;
+                }
+                self.stash = first;
+                self.judge_stash();
+            }
             if self.ready > 0 {
                 self.hand_over(buf);
             }
