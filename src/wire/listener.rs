@@ -193,9 +193,13 @@ where
                     None => {
                         connection::drive(stream, Spoken::Unknown, client, Some(slot), stack, &shared).await;
                     }
+                    // Boxed, so that plain connections do not hold the room.
                     Some(certificate) => {
-                        if let Some((stream, spoken)) = shake_hands(stream, &certificate, &shared).await {
-                            connection::drive(stream, spoken, client, Some(slot), stack, &shared).await;
+                        let shaken = Box::pin(shake_hands(stream, &certificate, &shared)).await;
+                        if let Some((stream, spoken)) = shaken {
+                            let driving =
+                                connection::drive(stream, spoken, client, Some(slot), stack, &shared);
+                            Box::pin(driving).await;
                         }
                     }
                 }
