@@ -209,7 +209,7 @@ impl Shared {
             status: head.status,
             reason: head.extensions.remove::<ReasonPhrase>().map(Box::new),
             selective: Selective::of(&head.headers),
-            packed: Packed::new(&head.headers, body),
+            packed: Packed::new(&head.headers, &body),
             template: miss.outcome.template,
             asked_at,
             life: storable,

@@ -53,8 +53,11 @@ pub(super) async fn collect(mut body: Body, limit: u64) -> Collected {
     }
 }
 
-/// A copy even of a single part: that may be a small slice of a large buffer, which it would keep.
+/// May still be a slice of a larger buffer; `packed` copies what is kept.
 fn joined(parts: &VecDeque<Bytes>, length: u64) -> Bytes {
+    if let (1, Some(whole)) = (parts.len(), parts.front()) {
+        return whole.clone();
+    }
     let mut whole = BytesMut::with_capacity(length as usize);
     parts.iter().for_each(|part| whole.extend_from_slice(part));
     whole.freeze()

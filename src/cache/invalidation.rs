@@ -34,7 +34,7 @@ pub struct TagTable {
 
 /// The versions that some tags had at one moment: the slot's index in the upper 16 bits, then the two halves.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TagVersions(SmallVec<[u64; 8]>);
+pub struct TagVersions(SmallVec<[u64; 6]>);
 
 /// What has become of something since its versions were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

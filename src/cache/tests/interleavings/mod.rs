@@ -250,7 +250,7 @@ fn one_alone_is_told_to_refresh() {
         let entry = Arc::new(Entry {
             status: http::StatusCode::OK,
             reason: None,
-            packed: packed::Packed::new(&http::HeaderMap::new(), bytes::Bytes::new()),
+            packed: packed::Packed::new(&http::HeaderMap::new(), b""),
             selective: request_control::Selective::of(&http::HeaderMap::new()),
             template: "/",
             asked_at,
