@@ -124,10 +124,12 @@ fn measure() -> Option<Vec<(String, u64)>> {
         many.saturating_sub(few).div_ceil(MANY - FEW)
     };
     let stack_hit = per_hit(&|hits| valgrind::stack_hit(&program, origin, hits));
-    let wire_hit = per_hit(&|hits| valgrind::wire_hit(&program, origin, hits));
+    let wire_hit = per_hit(&|hits| valgrind::wire_hit(&program, origin, hits, false));
+    let repeated_hit = per_hit(&|hits| valgrind::wire_hit(&program, origin, hits, true));
     Some(vec![
         ("stack_hit".into(), stack_hit),
         ("wire_hit".into(), wire_hit),
+        ("repeated_hit".into(), repeated_hit),
     ])
 }
 

@@ -7,10 +7,15 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support;
 
-/// The request of [`support::parts`] as bytes.
-const REQUEST: &str = "GET /v1/parameters?user=abc-123 HTTP/1.1\r\nHost: dify.example.org\r\n\
-    Authorization: Bearer app-GHrAtfIBFSM66PQyLXD0FfZE\r\nUser-Agent: python-requests/2.32.3\r\n\
-    Accept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: keep-alive\r\n\r\n";
+/// The request of [`support::parts`] as bytes, with a number of its own or without.
+fn request(number: Option<u64>) -> String {
+    let id = number.map_or(String::new(), |number| format!("X-Request-Id: {number:08}\r\n"));
+    format!(
+        "GET /v1/parameters?user=abc-123 HTTP/1.1\r\nHost: dify.example.org\r\n\
+         Authorization: Bearer app-GHrAtfIBFSM66PQyLXD0FfZE\r\nUser-Agent: python-requests/2.32.3\r\n\
+         Accept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: keep-alive\r\n{id}\r\n"
+    )
+}
 
 /// Instructions of a run of the stack alone.
 pub(crate) fn stack_hit(program: &Path, origin: SocketAddr, hits: u64) -> u64 {
@@ -18,25 +23,27 @@ pub(crate) fn stack_hit(program: &Path, origin: SocketAddr, hits: u64) -> u64 {
     run.end()
 }
 
-/// Instructions of a run of the whole proxy, asked over one connection.
-pub(crate) fn wire_hit(program: &Path, origin: SocketAddr, hits: u64) -> u64 {
+/// Instructions of a run of the whole proxy, asked over one connection. `repeated`: with the same bytes each time,
+/// so that it answers before it parses; else with an id of its own in each request.
+pub(crate) fn wire_hit(program: &Path, origin: SocketAddr, hits: u64, repeated: bool) -> u64 {
     let mut run = Run::start(program, &["wire_hit", &origin.to_string()]);
     let mut line = String::new();
     let mut output = BufReader::new(run.child.stdout.take().expect("its output"));
     output.read_line(&mut line).expect("its address");
     let mut client = TcpStream::connect(line.trim()).expect("a connection");
     client.set_nodelay(true).expect("a socket option");
-    assert!(!exchange(&mut client).contains("; hit;"), "nothing is stored yet");
-    for _ in 0..hits {
-        assert!(exchange(&mut client).contains("; hit;"), "not a hit");
+    let mut exchange = |number: u64| exchange(&mut client, &request((!repeated).then_some(number)));
+    assert!(!exchange(0).contains("; hit;"), "nothing is stored yet");
+    for number in 1..=hits {
+        assert!(exchange(number).contains("; hit;"), "not a hit");
     }
     drop(client);
     run.end()
 }
 
 /// One request and its answer; the answer's head.
-fn exchange(client: &mut TcpStream) -> String {
-    client.write_all(REQUEST.as_bytes()).expect("the request is sent");
+fn exchange(client: &mut TcpStream, request: &str) -> String {
+    client.write_all(request.as_bytes()).expect("the request is sent");
     let (mut answer, mut buffer) = (Vec::new(), [0; 8192]);
     loop {
         let read = client.read(&mut buffer).expect("an answer");

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwapOption;
-use http::header::{AGE, CONTENT_LENGTH, DATE};
+use http::header::{AGE, CONNECTION, CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
@@ -185,5 +185,6 @@ fn field(text: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
 
 /// Whether a request with these fields may be remembered: its answer must not end the connection.
 pub(super) fn keeps_connection(fields: &HeaderMap) -> bool {
-    !fields.contains_key(http::header::CONNECTION)
+    let mut options = fields.get_all(CONNECTION).iter();
+    options.all(|option| option.as_bytes().eq_ignore_ascii_case(b"keep-alive"))
 }

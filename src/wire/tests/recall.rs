@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use super::*;
 use crate::types::repeat::{Again, Repeat, Repeatable};
 
-const REQUEST: &str = "GET /stored HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer app-1\r\n\r\n";
+const REQUEST: &str =
+    "GET /stored HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nAuthorization: Bearer app-1\r\n\r\n";
 
 /// A stack whose answer to `/stored` comes from memory; everything else is [`app`]'s.
 #[derive(Debug, Default)]
@@ -194,11 +195,11 @@ async fn answers_stay_in_order_whatever_is_under_way() {
     peer.send(REQUEST).await;
     assert_eq!(peer.reply().await.body, "slow");
     assert_eq!(peer.reply().await.body, "xxxxx");
-    peer.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 70\r\n\r\n")
+    peer.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n")
         .await;
     sleep(Duration::from_secs(1)).await;
     // Looks like a request, but is a body.
-    let body = format!("{REQUEST}{}", "x".repeat(70 - REQUEST.len() - 4));
+    let body = format!("{REQUEST}{}", "x".repeat(100 - REQUEST.len() - 4));
     peer.send(&body).await;
     sleep(Duration::from_secs(1)).await;
     peer.send("yyyy").await;
@@ -281,6 +282,20 @@ async fn a_connection_that_was_put_away_recalls_as_well() {
     peer.send(REQUEST).await;
     assert_eq!(peer.reply().await.body, "xxxxx");
     assert_eq!(bench.stored.counts(), (2, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_ends_its_connection_is_never_recalled() {
+    let bench = Bench::new(5);
+    for connection in ["close", "keep-alive, x", "upgrade"] {
+        let request = REQUEST.replace("keep-alive", connection);
+        for _ in 0..4 {
+            let mut peer = bench.connect();
+            peer.send(&request).await;
+            peer.reply().await;
+        }
+    }
+    assert_eq!(bench.stored.counts(), (12, 0));
 }
 
 #[tokio::test(start_paused = true)]
