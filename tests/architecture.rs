@@ -84,7 +84,9 @@ fn text_findings(file: &str, source: &str) -> Vec<String> {
     for (number, line) in code.lines().enumerate() {
         let mut ban = |text: &str| found.push(format!("{file}:{}: `{text}`", number + 1));
         for text in ["todo!", "unimplemented!", "#[ignore", "thread::sleep"] {
-            if line.contains(text) {
+            // A program that measures servers has to wait for them.
+            let waits = text == "thread::sleep" && file.starts_with("benches/peers/");
+            if line.contains(text) && !waits {
                 ban(text);
             }
         }

@@ -42,3 +42,19 @@ pub(crate) fn cpu_nanos(root: u32) -> u64 {
         .filter_map(|line| line.split(' ').next()?.parse::<u64>().ok())
         .sum()
 }
+
+/// KiB that `root` and its descendants have in memory; what they share counts once.
+pub(crate) fn memory_kib(root: u32) -> u64 {
+    let of = |pid: u32, names: &[&str]| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let fields = status.lines().filter_map(|line| line.split_once(':'));
+        fields
+            .filter(|(name, _)| names.contains(name))
+            .filter_map(|(_, value)| value.split_whitespace().next()?.parse::<u64>().ok())
+            .sum()
+    };
+    let processes = tree(root);
+    let own: u64 = processes.iter().map(|pid| of(*pid, &["RssAnon"])).sum();
+    let shared = processes.iter().map(|pid| of(*pid, &["RssFile", "RssShmem"]));
+    own + shared.max().unwrap_or(0)
+}

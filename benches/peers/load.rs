@@ -60,7 +60,12 @@ pub(crate) fn run(server: &Server, row: &Row, seconds: u64, folder: &Path) -> Re
         command.args(["-t1", "-c", &connections, "-d", &format!("{seconds}s"), "-s"]);
         command.arg(folder.join("done.lua"));
         command.args(["-H", &format!("Host: {HOST}"), "-H", &authorization]);
-        command.arg(format!("http://127.0.0.1:{}{}", server.http, row.target()));
+        let (scheme, port) = if row.tls {
+            ("https", server.tls)
+        } else {
+            ("http", server.http)
+        };
+        command.arg(format!("{scheme}://127.0.0.1:{port}{}", row.target()));
     }
     let output = command.output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -102,4 +107,92 @@ fn of_h2load(text: &str, seconds: u64) -> Option<(Summary, f64)> {
         summary,
         number(" failed")? + number(" errored")? + number(" timeout")?,
     ))
+}
+
+/// Has `server` store so many answers.
+pub(crate) fn fill(server: &Server, answers: usize) -> std::io::Result<()> {
+    const CLIENTS: usize = 8;
+    let ask = |client: usize| -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.http))?;
+        stream.set_nodelay(true)?;
+        let mut piece = [0; 16 << 10];
+        for number in (client..answers).step_by(CLIENTS) {
+            let target = format!("/v1/parameters?size=1024&entry={number}");
+            let head =
+                format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {AUTHORIZATION}\r\n\r\n");
+            stream.write_all(head.as_bytes())?;
+            let mut answer = 0;
+            while answer < 1024 + 64 {
+                answer += stream.read(&mut piece)?;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| scope.spawn(move || ask(client)))
+            .collect();
+        clients.into_iter().try_for_each(|client| match client.join() {
+            Ok(result) => result,
+            Err(_) => Err(std::io::Error::other("a client broke")),
+        })
+    })
+}
+
+/// Loads `server` with requests for stored answers at random.
+pub(crate) fn at_random(
+    server: &Server,
+    answers: usize,
+    seconds: u64,
+    folder: &Path,
+) -> Result<Summary, String> {
+    let mut command = Command::new("wrk");
+    command.args(["-t1", "-c64", "-d", &format!("{seconds}s"), "-s"]);
+    command.arg(folder.join("entries.lua")).env("PEERS_DIR", folder);
+    command.args([
+        "-H",
+        &format!("Host: {HOST}"),
+        "-H",
+        &format!("Authorization: {AUTHORIZATION}"),
+    ]);
+    command.args([
+        &format!("http://127.0.0.1:{}", server.http),
+        "--",
+        &answers.to_string(),
+    ]);
+    let output = command.output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (summary, errors) = of_wrk(&text).ok_or_else(|| format!("no summary in {text:?}"))?;
+    if errors > 0.0 {
+        return Err(format!("{errors} errors"));
+    }
+    Ok(summary)
+}
+
+/// Opens so many connections that make one request each, from some addresses because each has a limited number of
+/// ports, and rests.
+pub(crate) fn open(server: &Server, row: &Row, connections: usize) -> std::io::Result<Vec<TcpStream>> {
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {AUTHORIZATION}\r\n\r\n",
+        row.target()
+    );
+    let mut open = Vec::with_capacity(connections);
+    for number in 0..connections {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        let address = std::net::SocketAddr::from(([127, 0, 1 + (number % 4) as u8, 1], 0));
+        socket.bind(&address.into())?;
+        socket.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], server.http)).into())?;
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(request.as_bytes())?;
+        let (mut answer, mut piece) = (0, [0; 16 << 10]);
+        while answer < row.size {
+            match stream.read(&mut piece)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => answer += read,
+            }
+        }
+        open.push(stream);
+    }
+    Ok(open)
 }

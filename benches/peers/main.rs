@@ -57,6 +57,9 @@ struct Args {
     bench: bool,
 }
 
+/// Connections at rest, for the memory that they take.
+const RESTING: usize = 10_000;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if let [h1, h2] = args.responder[..] {
@@ -107,6 +110,12 @@ fn measure(args: &Args) -> Result<(Vec<Sample>, usize), String> {
         wait_for(&server)?;
         servers.push(server);
     }
+    if "memory".contains(&args.only) {
+        memory(&servers);
+    }
+    if "entries".contains(&args.only) {
+        entries(&setting, args.seconds)?;
+    }
     let (rounds, seconds) = if args.quick {
         (1, 1)
     } else {
@@ -143,6 +152,42 @@ fn measure(args: &Args) -> Result<(Vec<Sample>, usize), String> {
         }
     }
     Ok((samples, failures))
+}
+
+/// Prints what each server takes with no client, and with many that rest after one request.
+fn memory(servers: &[Server]) {
+    println!("| memory, MiB | at the start | with {RESTING} connections at rest |\n|---|--:|--:|");
+    for server in servers.iter().filter(|server| server.peer != rows::Peer::Haproxy) {
+        let before = cost::memory_kib(server.pid()) / 1024;
+        match load::open(server, &ROWS[0], RESTING) {
+            Ok(open) => {
+                sleep(Duration::from_secs(10));
+                let after = cost::memory_kib(server.pid()) / 1024;
+                println!("| {} | {before} | {after} |", server.peer.name());
+                drop(open);
+            }
+            Err(error) => println!("| {} | {before} | failed: {error} |", server.peer.name()),
+        }
+        sleep(Duration::from_secs(2));
+    }
+    println!();
+}
+
+/// Prints what a hit costs with few and with many answers stored, each request with an id of its own.
+fn entries(setting: &Setting, seconds: u64) -> Result<(), String> {
+    println!("| answers stored | CPU µs per hit, dify-edge | memory, MiB |\n|---|--:|--:|");
+    for stored in [1_000, 100_000, 1_000_000] {
+        let server = Server::start(rows::Peer::Edge, setting)?;
+        wait_for(&server)?;
+        load::fill(&server, stored).map_err(|error| error.to_string())?;
+        let used = cost::cpu_nanos(server.pid());
+        let summary = load::at_random(&server, stored, seconds, &setting.folder)?;
+        let micros = (cost::cpu_nanos(server.pid()) - used) as f64 / 1e3 / summary.requests;
+        let memory = cost::memory_kib(server.pid()) / 1024;
+        println!("| {stored} | {micros:.1} | {memory} |");
+    }
+    println!();
+    Ok(())
 }
 
 /// Waits until a server answers.

@@ -39,13 +39,16 @@ pub(crate) struct Row {
     /// Whether answers come from the cache: then nothing may reach the origin.
     pub(crate) cached: bool,
     pub(crate) h2: bool,
+    pub(crate) tls: bool,
 }
 
 impl Row {
-    /// The bare responder passes nothing on; HAProxy does not keep answers to requests with `Authorization`.
+    /// The bare responder passes nothing on and speaks no TLS, as Varnish; HAProxy does not keep answers to requests
+    /// with `Authorization`.
     pub(crate) fn suits(&self, peer: Peer) -> bool {
         match peer {
-            Peer::Bare => self.cached,
+            Peer::Bare => self.cached && !self.tls,
+            Peer::Varnish => !self.tls,
             Peer::Haproxy => !self.cached,
             _ => true,
         }
@@ -64,11 +67,12 @@ const fn hit(name: &'static str, size: usize, connections: usize) -> Row {
         connections,
         cached: true,
         h2: false,
+        tls: false,
     }
 }
 
 /// Every row, the most telling first.
-pub(crate) const ROWS: [Row; 11] = [
+pub(crate) const ROWS: [Row; 12] = [
     hit("hit 1 KiB, 64 connections", SIZES[0], 64),
     Row {
         name: "pass-through 1 KiB, 64 connections",
@@ -85,6 +89,10 @@ pub(crate) const ROWS: [Row; 11] = [
     hit("hit 256 KiB, 1 connection", SIZES[2], 1),
     hit("hit 256 KiB, 64 connections", SIZES[2], 64),
     hit("hit 256 KiB, 1000 connections", SIZES[2], 1000),
+    Row {
+        tls: true,
+        ..hit("hit 1 KiB over TLS 1.3, 64 connections", SIZES[0], 64)
+    },
     Row {
         h2: true,
         ..hit("hit 1 KiB over h2, 16 x 16 streams", SIZES[0], 16)

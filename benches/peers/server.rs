@@ -23,6 +23,7 @@ pub(crate) struct Server {
     pub(crate) peer: Peer,
     pub(crate) http: u16,
     pub(crate) h2: u16,
+    pub(crate) tls: u16,
     child: Child,
     shm: PathBuf,
 }
@@ -46,11 +47,12 @@ impl Server {
             Peer::Bare | Peer::Nginx => free_port()?,
             _ => http,
         };
+        let tls = free_port()?;
         let shm = PathBuf::from(format!("/dev/shm/dify-edge-peers-{http}"));
         let values = [
             ("@HTTP@", http.to_string()),
             ("@H2@", h2.to_string()),
-            ("@TLS@", free_port()?.to_string()),
+            ("@TLS@", tls.to_string()),
             ("@ADMIN@", free_port()?.to_string()),
             ("@ORIGIN@", setting.origin.to_string()),
             ("@WORKERS@", setting.workers.to_string()),
@@ -62,7 +64,7 @@ impl Server {
             ),
             ("@KEY@", setting.folder.join("work/key.pem").display().to_string()),
             ("@SENDFILE@", "off".into()),
-            ("@MEMORY@", "1GiB".into()),
+            ("@MEMORY@", "4GiB".into()),
         ];
         let render = |name: &str| -> Result<PathBuf, String> {
             let template = fs::read_to_string(setting.folder.join(name)).map_err(failed)?;
@@ -125,6 +127,7 @@ impl Server {
             peer,
             http,
             h2,
+            tls,
             child,
             shm,
         })
