@@ -32,7 +32,7 @@ pub(super) use self::head::{HeadLimits, check_head};
 use super::access_log::Ledger;
 use super::link::Link;
 use super::listener::Slot;
-use super::recall::Recall;
+use super::recall::{Recall, Seen};
 use crate::config::LimitsConfig;
 use crate::types::request::Client;
 use crate::types::{Failure, FailureKind};
@@ -93,6 +93,8 @@ pub(super) struct Screen<IO: Transport> {
     flushed: bool,
     /// What is left of an answer that hyper knows nothing of; nothing is read before it is gone.
     unsent: Bytes,
+    /// What the bytes that are about to be judged may be remembered as.
+    seen: Option<Seen>,
     /// Whether what is stashed was read elsewhere and nothing was done with it.
     untried: bool,
     /// Whether nobody serves requests behind this.
@@ -159,6 +161,7 @@ impl<IO: Transport> Screen<IO> {
             flushed: true,
             unsent: Bytes::new(),
             flush_io: false,
+            seen: None,
             untried: false,
             parked: false,
             header_read: setup.limits.header_read.0,
@@ -337,10 +340,17 @@ impl<IO: Transport> Screen<IO> {
             self.moved = now;
             return Ok(true);
         }
-        if recall.is_repeated(&seen) {
-            self.link.expect(self.framer.heads(), seen);
-        }
+        self.seen = recall.is_repeated(&seen).then_some(seen);
         Ok(false)
+    }
+
+    /// Has what was seen remembered, if it turned out to be one request and nothing else: `heads` had passed before,
+    /// and `whole` says whether all of it has passed now.
+    fn expect(&mut self, heads: u64, whole: bool) {
+        let one = whole && self.framer.heads() == heads + 1 && self.framer.in_head();
+        if let Some(seen) = self.seen.take().filter(|_| one) {
+            self.link.expect(heads, seen);
+        }
     }
 
     /// Reads from the peer, either straight into `buf` or behind what is stashed, and judges it. `Ready`
@@ -357,10 +367,13 @@ impl<IO: Transport> Screen<IO> {
                 buf.set_filled(before);
                 return Poll::Ready(Ok(false));
             }
+            let (heads, length) = (self.framer.heads(), fresh.len());
             let scan = self.framer.scan(fresh);
             self.stash.extend_from_slice(&fresh[scan.pass..]);
+            let whole = scan.pass == length;
             buf.set_filled(before + scan.pass);
             self.settle(scan.fault);
+            self.expect(heads, whole);
         } else {
             let mut piece = [const { MaybeUninit::uninit() }; PIECE];
             let mut piece = ReadBuf::uninit(&mut piece);
@@ -402,7 +415,9 @@ impl<IO: Transport> Screen<IO> {
                     continue;
                 }
                 self.stash = first;
+                let heads = self.framer.heads();
                 self.judge_stash();
+                self.expect(heads, self.ready == self.stash.len());
             }
             if self.ready > 0 {
                 self.hand_over(buf);

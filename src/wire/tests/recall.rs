@@ -285,6 +285,24 @@ async fn a_connection_that_was_put_away_recalls_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn several_requests_that_come_together_again_and_again_are_answered_each() {
+    let bench = Bench::new(5);
+    let mut peer = bench.warm(1 << 20).await;
+    for together in [2, 3, 1, 2, 7, 3, 3, 3, 3] {
+        peer.send(REQUEST.repeat(together)).await;
+        for _ in 0..together {
+            assert_eq!(peer.reply().await.body, "xxxxx");
+        }
+        let mut other = bench.connect();
+        other.send(REQUEST.repeat(together)).await;
+        for _ in 0..together {
+            assert_eq!(other.reply().await.body, "xxxxx");
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_ends_its_connection_is_never_recalled() {
     let bench = Bench::new(5);
     for connection in ["close", "keep-alive, x", "upgrade"] {
