@@ -127,7 +127,7 @@ impl Shared {
         let fetched = self.fill(fetch, miss, versions).await;
         leader.land(match &fetched {
             Ok(Fetched::Shared { entry, stored, .. }) => Landing::Shared(entry.clone(), *stored),
-            Ok(Fetched::Unshared(response, _)) if is_error(response.status()) => {
+            Ok(Fetched::Unshared(response, reason)) if is_no_answer(response.status(), reason) => {
                 Landing::Refused(response.status())
             }
             Ok(Fetched::Unshared(..)) => Landing::Unshared,
@@ -149,7 +149,7 @@ impl Shared {
     ) {
         let failed = match self.lead(leader, fetch, miss, versions).await {
             Ok(Fetched::Shared { .. }) => false,
-            Ok(Fetched::Unshared(response, _)) => is_error(response.status()),
+            Ok(Fetched::Unshared(response, reason)) => is_no_answer(response.status(), reason),
             Err(_) => true,
         };
         if failed {
@@ -280,8 +280,8 @@ impl Shared {
     ) -> Result<Response<Body>, Failure> {
         let refused = match &fetched {
             Ok(Fetched::Shared { .. }) => None,
-            Ok(Fetched::Unshared(response, _)) => {
-                is_error(response.status()).then(|| Some(response.status()))
+            Ok(Fetched::Unshared(response, reason)) => {
+                is_no_answer(response.status(), reason).then(|| Some(response.status()))
             }
             Err(failure) => (failure.kind.origin() != Origin::Client).then_some(None),
         };
@@ -351,9 +351,10 @@ impl Shared {
     }
 }
 
-/// The statuses that stand for "no answer could be had" (RFC 5861 section 4).
-fn is_error(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+/// Whether an answer that is not shared for this reason stands for "no answer could be had" (RFC 5861 section 4): by
+/// its status, or because it broke off.
+fn is_no_answer(status: StatusCode, reason: &'static str) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504) || reason == INCOMPLETE
 }
 
 /// Leaves word of what happened for metrics and the access log.

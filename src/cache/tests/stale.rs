@@ -364,3 +364,29 @@ async fn who_asks_for_an_age_gets_nothing_stale() {
         assert_eq!((outcome, body.as_str()), (CacheOutcome::Stored, expected));
     }
 }
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_bridged_as_an_outage_is() {
+    let bench = Bench::new(CacheConfig::default(), |request, number| {
+        if number == 0 {
+            return numbered(request, 0);
+        }
+        let cut = Failure::new(FailureKind::UpstreamReset, "cut off").sent();
+        let frames = [
+            Ok(http_body::Frame::data(Bytes::from_static(b"{\"n\""))),
+            Err(cut),
+        ];
+        let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+        Ok(Response::new(Body::stream(body)))
+    });
+    bench.get("/v1/info").await;
+    bench.time.advance(TTL * 3);
+    for expected in [
+        "dify-edge; fwd=stale; fwd-status=200; ttl=-120;",
+        "dify-edge; hit; ttl=-120;",
+    ] {
+        let (outcome, body, status) = status_of(&bench, get("/v1/info")).await;
+        assert_eq!((outcome, body.as_str()), (CacheOutcome::Stale, "{\"n\":0}"));
+        assert!(status.starts_with(expected), "{status}");
+    }
+}
