@@ -34,6 +34,10 @@ pub(super) struct Purge {
 /// # Errors
 /// A sentence that begins with the key that it is about.
 pub(super) fn parse(body: &[u8], templates: &[&'static str]) -> Result<Purge, String> {
+    // Serde would take a list for a struct, by the order of its fields.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err("an object is expected, not a list".into());
+    }
     let mut json = serde_json::Deserializer::from_slice(body);
     let request: PurgeRequest =
         serde_path_to_error::deserialize(&mut json).map_err(|error| match error.path().iter().next() {
@@ -202,6 +206,7 @@ mod tests {
         for (body, expected) in [
             ("", "EOF"),
             ("null", "invalid type: null"),
+            (" [null, null, null, null, true]", "an object is expected"),
             (r#"{"all": true} x"#, "trailing characters"),
             (r#"{"all": true, "kye": 1}"#, "kye: unknown field `kye`"),
             (r#"{"all": true, "all": true}"#, "duplicate field `all`"),
