@@ -1,5 +1,7 @@
 //! `cache`: what is kept, for how long and how much of it.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::units::{Ratio, Size, Span};
@@ -8,18 +10,21 @@ use crate::types::units::{Ratio, Size, Span};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
-    /// `memory`, or `redis` (accepted; this version keeps everything in memory).
+    /// `memory`, or `redis`: in Redis too, which all instances share.
     pub r#type: CacheType,
     /// Ceiling for every stored answer, in seconds. Default 3600.
     pub ttl_seconds: u64,
-    /// Whether anything is kept in this process. Default true.
+    /// Whether anything is kept in this process. Default true; `false` with `type: redis` means Redis alone.
     pub enable_local: bool,
     /// The in-process tier.
     pub local: LocalConfig,
-    /// Accepted, not active in this version: the Redis tier.
-    pub redis: Option<serde_json::Value>,
+    /// The Redis tier, used with `type: redis`.
+    pub redis: RedisConfig,
     /// Lifetimes by class.
     pub classes: CacheClasses,
+    /// How long a write may still take effect that was never answered, or whose work goes on in the background:
+    /// what it may change is not kept meanwhile. Default 30s.
+    pub unsettled_window: Span,
     /// How long a signed file URL of Dify lives (its `FILES_ACCESS_TIMEOUT`). An answer that carries one is
     /// kept for at most a fifth of what is left of it. Default 300s.
     pub signed_url_life: Span,
@@ -36,8 +41,9 @@ impl Default for CacheConfig {
             ttl_seconds: 3600,
             enable_local: true,
             local: LocalConfig::default(),
-            redis: None,
+            redis: RedisConfig::default(),
             classes: CacheClasses::default(),
+            unsettled_window: Span::secs(30),
             signed_url_life: Span::secs(300),
             refresh_ahead: None,
             answers: None,
@@ -51,7 +57,7 @@ impl Default for CacheConfig {
 pub enum CacheType {
     /// In this process.
     Memory,
-    /// In this process and in Redis; Redis is not active in this version.
+    /// In this process and in Redis.
     Redis,
 }
 
@@ -70,6 +76,48 @@ impl LocalConfig {
     /// The longest body that is kept, in bytes.
     pub fn entry_limit(&self) -> u64 {
         self.max_entry_bytes.unwrap_or(Size::mib(4)).0
+    }
+}
+
+/// The Redis tier: what one instance fetched serves the others, and what one ends ends everywhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisConfig {
+    /// `redis://[user:password@]host:port[/db]`, `rediss://` for TLS, `redis-cluster://` and `redis-sentinel://`
+    /// with more nodes as `?node=host:port`. Needed with `type: redis`.
+    pub url: Option<String>,
+    /// The longest that any command is waited for. Default 50ms.
+    pub timeout: Span,
+    /// What every key begins with. Default `dify-edge:`.
+    pub prefix: String,
+    /// With it every value carries a keyed digest, and a value that somebody else wrote is not served. The same
+    /// for all instances; at least 16 characters.
+    pub secret: Option<String>,
+    /// A file that holds `secret`.
+    pub secret_file: Option<PathBuf>,
+    /// A PEM file with the authorities to trust for TLS, in place of the system's.
+    pub ca: Option<PathBuf>,
+    /// The longest body that is put there. Default 1MiB.
+    pub max_entry_bytes: Size,
+    /// How old an answer may be that is served from memory while other instances cannot be heard. Default 5s.
+    pub coherence_window: Span,
+    /// How long one instance may fetch for all; then the others go on their own. Default 2s.
+    pub lease: Span,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            timeout: Span::millis(50),
+            prefix: "dify-edge:".to_owned(),
+            secret: None,
+            secret_file: None,
+            ca: None,
+            max_entry_bytes: Size::mib(1),
+            coherence_window: Span::secs(5),
+            lease: Span::secs(2),
+        }
     }
 }
 
@@ -166,6 +214,9 @@ pub struct ClassConfig {
     /// `refuse`: an answer with Set-Cookie is not kept. `strip`: it is kept without its cookies, for a Dify
     /// that repeats the API key in a cookie on every answer. Default `refuse`.
     pub set_cookie: SetCookie,
+    /// Whether one instance fetches while the others wait for it, at most for `redis.lease`. Default: of
+    /// `metadata` with a `ttl` of at least 30s, and of `origin`.
+    pub shared_flight: Option<bool>,
 }
 
 impl Default for ClassConfig {
@@ -175,6 +226,7 @@ impl Default for ClassConfig {
             stale_while_revalidate: Span::secs(0),
             stale_if_error: Span::secs(0),
             set_cookie: SetCookie::Refuse,
+            shared_flight: None,
         }
     }
 }

@@ -5,7 +5,6 @@
 use super::error::Finding;
 use super::tree::Path;
 use crate::config::Config;
-use crate::config::cache::CacheType;
 use crate::config::upstreams::BalancePolicy;
 
 impl Config {
@@ -39,12 +38,6 @@ impl Config {
         }
 
         let cache = root.join("cache");
-        if self.cache.r#type != CacheType::Memory {
-            say(cache.join("type"), "answers are kept in memory alone");
-        }
-        if self.cache.redis.is_some() {
-            say(cache.join("redis"), "answers are kept in memory alone");
-        }
         if self.cache.answers.is_some() {
             say(cache.join("answers"), "generated answers are not cached");
         }
