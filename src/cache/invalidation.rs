@@ -98,6 +98,47 @@ impl TagTable {
         }
     }
 
+    /// The slots in which `tags` are, each once. They are the same in every process.
+    pub fn slots(tags: &[Tag]) -> Vec<u16> {
+        let mut slots: Vec<_> = tags.iter().map(|tag| Self::index(*tag) as u16).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
+
+    /// How many slots there are.
+    pub fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    /// Ends every answer that depends on a tag in this slot, as another instance tells.
+    pub fn bump_slot(&self, slot: u16) {
+        if let Some(version) = self.versions.get(usize::from(slot)) {
+            version.fetch_add(HARD_ONE, Ordering::SeqCst);
+        }
+    }
+
+    /// Keeps nothing that depends on a tag in this slot until `wait` has passed.
+    pub fn unsettle_slot(&self, slot: u16, now: Instant, wait: Duration) {
+        if let Some(until) = self.unsettled_until.get(usize::from(slot)) {
+            until.fetch_max(self.millis(now + wait), Ordering::SeqCst);
+        }
+    }
+
+    /// The state of what depends on a tag in this slot is known again.
+    pub fn settle_slot(&self, slot: u16) {
+        if let Some(until) = self.unsettled_until.get(usize::from(slot)) {
+            until.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes every answer stale that depends on a tag in this slot.
+    pub fn mark_slot_stale(&self, slot: u16) {
+        if let Some(version) = self.versions.get(usize::from(slot)) {
+            mark(version);
+        }
+    }
+
     /// Ends every answer there is.
     pub fn bump_all(&self) {
         for version in &self.versions {
@@ -140,6 +181,11 @@ impl TagTable {
 }
 
 impl TagVersions {
+    /// The slots of the table that they are of.
+    pub fn slots(&self) -> impl Iterator<Item = u16> + '_ {
+        self.0.iter().map(|version| (version >> INDEX_SHIFT) as u16)
+    }
+
     /// Whether a change of `tag` would be seen.
     pub fn cover(&self, tag: Tag) -> bool {
         let index = TagTable::index(tag) as u64;

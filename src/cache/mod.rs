@@ -5,6 +5,8 @@
 
 pub mod cache_status;
 mod coalesce;
+mod codec;
+mod coherence;
 pub mod control;
 mod entry;
 mod fetching;
@@ -25,5 +27,5 @@ mod tests;
 pub mod tier;
 mod write_guard;
 
-pub use metrics::CacheMetrics;
+pub use metrics::{CacheMetrics, SharedMetrics};
 pub use service::{Cache, CacheLayer};

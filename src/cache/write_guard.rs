@@ -13,44 +13,46 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::invalidation::TagTable;
+use super::coherence::{Coherence, Told};
 use super::metrics::CacheMetrics;
 use crate::types::ids::Tags;
-use crate::types::time::Clock;
 use crate::types::{Body, Failure};
-
-/// How long a write without an answer may still take effect.
-const UNSETTLED: Duration = Duration::from_secs(30);
 
 /// Held while a write is under way. Dropped without an outcome, the write counts as cut off.
 pub(super) struct WriteGuard {
-    table: Arc<TagTable>,
+    coherence: Arc<Coherence>,
     tags: Tags,
-    clock: Clock,
     metrics: CacheMetrics,
+    /// How long it may still take effect without an answer.
+    window: Duration,
     open: bool,
 }
 
 impl WriteGuard {
-    pub(super) fn new(table: Arc<TagTable>, tags: Tags, clock: Clock, metrics: CacheMetrics) -> Self {
+    pub(super) fn new(
+        coherence: Arc<Coherence>,
+        tags: Tags,
+        metrics: CacheMetrics,
+        window: Duration,
+    ) -> Self {
         Self {
-            table,
+            coherence,
             tags,
-            clock,
             metrics,
+            window,
             open: true,
         }
     }
 
-    /// The write goes out.
+    /// The write goes out. The others need not know before it is answered.
     pub(super) fn sent(&self) {
-        self.table.bump(&self.tags);
+        self.coherence.bump_here(&self.tags);
     }
 
     /// The upstream has answered.
-    pub(super) fn answered(&self) {
+    pub(super) fn answered(&self) -> Told {
         self.metrics.invalidations.inc();
-        self.table.bump(&self.tags);
+        self.coherence.bump(&self.tags)
     }
 
     /// Nothing more can come of it.
@@ -75,8 +77,8 @@ impl Drop for WriteGuard {
     fn drop(&mut self) {
         if self.open {
             self.metrics.unsettled.inc();
-            self.table
-                .bump_unsettled(&self.tags, self.clock.now().monotonic, UNSETTLED);
+            // The client has gone, or waits for nothing any more.
+            drop(self.coherence.bump_unsettled(&self.tags, self.window));
         }
     }
 }
@@ -101,7 +103,8 @@ impl http_body::Body for Guarded {
         }
         let ended = frame.is_none() || (matches!(frame, Some(Ok(_))) && self.body.is_end_stream());
         if ended && let Some(guard) = self.guard.take() {
-            guard.answered();
+            // The last frame does not wait until the others know.
+            drop(guard.answered());
             guard.settle();
         }
         Poll::Ready(frame)
