@@ -24,9 +24,10 @@ use super::metrics::CacheMetrics;
 use super::packed::Packed;
 use super::plan::StaleUse;
 use super::request_control::Selective;
+use super::shared_flight::TakeOff;
 use super::tier::SharedVersions;
 use super::tier::l1_memory::{L1, default_max_bytes};
-use super::tier::l2::{Found, L2};
+use super::tier::l2::{Found, L2, Lease};
 use crate::config::CacheConfig;
 use crate::types::failure::Origin;
 use crate::types::ids::{Tag, TagKind};
@@ -83,6 +84,8 @@ pub(super) enum Fetched {
         /// What only the client that asked gets.
         cookies: Vec<HeaderValue>,
     },
+    /// The answer that another instance fetched meanwhile.
+    Elsewhere(Arc<Entry>),
     /// An answer for the client that asked, and why it is not shared.
     Unshared(Response<Body>, &'static str),
 }
@@ -199,9 +202,18 @@ impl Shared {
         versions: TagVersions,
         shared: Option<SharedVersions>,
     ) -> Result<Fetched, Failure> {
-        let fetched = self.fill(fetch, miss, versions, shared).await;
+        let (shared, lease) = match self.take_off(miss, &versions, shared).await {
+            TakeOff::Elsewhere(entry) => {
+                leader.land(Landing::Shared(entry.clone(), true));
+                return Ok(Fetched::Elsewhere(entry));
+            }
+            TakeOff::Alone(shared) => (shared, None),
+            TakeOff::Leading(shared, lease) => (shared, Some(lease)),
+        };
+        let fetched = self.fill(fetch, miss, versions, shared, lease).await;
         leader.land(match &fetched {
             Ok(Fetched::Shared { entry, stored, .. }) => Landing::Shared(entry.clone(), *stored),
+            Ok(Fetched::Elsewhere(entry)) => Landing::Shared(entry.clone(), true),
             Ok(Fetched::Unshared(response, reason)) if is_no_answer(response.status(), reason) => {
                 Landing::Refused(response.status())
             }
@@ -234,7 +246,7 @@ impl Shared {
             return leader.land(Landing::Shared(entry, true));
         }
         let failed = match self.lead(leader, fetch, miss, versions, found.versions).await {
-            Ok(Fetched::Shared { .. }) => false,
+            Ok(Fetched::Shared { .. } | Fetched::Elsewhere(_)) => false,
             Ok(Fetched::Unshared(response, reason)) => is_no_answer(response.status(), reason),
             Err(_) => true,
         };
@@ -253,6 +265,7 @@ impl Shared {
         miss: &Miss,
         versions: TagVersions,
         shared: Option<SharedVersions>,
+        lease: Option<Lease>,
     ) -> Result<Fetched, Failure> {
         let asked_at = self.clock.now().monotonic;
         let response = fetch.await?;
@@ -312,7 +325,7 @@ impl Shared {
             && let Some(l2) = &self.l2
             && let Some(shared) = shared
         {
-            l2.store(miss.key, &entry, shared, false);
+            l2.store(miss.key, &entry, shared, lease);
         }
         Ok(Fetched::Shared {
             entry,
@@ -374,7 +387,7 @@ impl Shared {
         mut miss: Miss,
     ) -> Result<Response<Body>, Failure> {
         let refused = match &fetched {
-            Ok(Fetched::Shared { .. }) => None,
+            Ok(Fetched::Shared { .. } | Fetched::Elsewhere(_)) => None,
             Ok(Fetched::Unshared(response, reason)) => {
                 is_no_answer(response.status(), reason).then(|| Some(response.status()))
             }
@@ -405,6 +418,7 @@ impl Shared {
                 finish(&mut response, miss.outcome);
                 Ok(response)
             }
+            Ok(Fetched::Elsewhere(entry)) => Ok(self.collapsed(&entry, true, miss)),
             Ok(Fetched::Unshared(mut response, reason)) => {
                 let status = CacheStatus {
                     forward: Some(miss.forward),

@@ -12,6 +12,7 @@ mod entry;
 mod fetching;
 mod fill;
 pub mod freshness;
+mod instances;
 pub mod invalidation;
 pub mod key;
 mod metrics;
@@ -20,6 +21,7 @@ pub mod plan;
 mod repeat;
 pub mod request_control;
 mod service;
+mod shared_flight;
 mod signed_urls;
 mod sync;
 #[cfg(test)]
@@ -27,5 +29,6 @@ mod tests;
 pub mod tier;
 mod write_guard;
 
+pub use instances::Background;
 pub use metrics::{CacheMetrics, SharedMetrics};
 pub use service::{Cache, CacheLayer};

@@ -403,7 +403,7 @@ where
                         return Err(with_outcome(failure, miss.outcome));
                     }
                 }
-                let fetched = shared.fill(fetch, &miss, versions, all).await;
+                let fetched = shared.fill(fetch, &miss, versions, all, None).await;
                 shared.answer(fetched, miss)
             })),
             Some(Role::Leader(leader)) => {
@@ -423,7 +423,7 @@ where
                 }))
             }
             None => CacheFuture::Pending(Box::pin(async move {
-                let fetched = shared.fill(fetch, &miss, versions, all).await;
+                let fetched = shared.fill(fetch, &miss, versions, all, None).await;
                 shared.answer(fetched, miss)
             })),
         }

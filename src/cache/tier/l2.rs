@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
@@ -73,8 +73,36 @@ pub(in crate::cache) struct Found {
 /// Something for the queue to do.
 #[derive(Debug)]
 enum Job {
-    Write(Key, Arc<Entry>, SharedVersions, bool),
+    Write(Key, Arc<Entry>, SharedVersions, Option<Lease>),
     Release(Key),
+}
+
+/// The right to fetch for all instances, which is given back when it is dropped.
+#[derive(Debug)]
+pub(in crate::cache) struct Lease {
+    l2: Arc<L2>,
+    key: Key,
+    /// Until when it is certainly this instance's, unless it was given back.
+    until: Option<Instant>,
+}
+
+impl Lease {
+    /// Whether it can be given back: later it may be another's.
+    fn take(&mut self) -> bool {
+        let now = self.l2.clock.now().monotonic;
+        self.until
+            .take()
+            .is_some_and(|until| now + self.l2.limits.timeout < until)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.take() {
+            // Without room it ends by itself.
+            let _ = self.l2.queue.try_send(Job::Release(self.key));
+        }
+    }
 }
 
 /// Does what is queued.
@@ -176,7 +204,7 @@ impl L2 {
         template: &'static str,
         local: &TagVersions,
         versions: &SharedVersions,
-        began: tokio::time::Instant,
+        began: Instant,
     ) -> Option<Entry> {
         self.metrics.bytes_read.inc_by(value.len() as u64);
         match codec::decode(&self.seal, key, value, template, local.clone(), self.clock.now()) {
@@ -193,44 +221,36 @@ impl L2 {
         }
     }
 
-    /// Takes the lease to fetch for all instances. `None` when nobody can say whether it is free.
-    pub(in crate::cache) async fn lease(&self, key: &Key) -> Option<bool> {
+    /// Takes the lease to fetch for all instances; the inner `None`: another one has it. The outer: nobody can say.
+    pub(in crate::cache) async fn lease(self: &Arc<Self>, key: &Key) -> Option<Option<Lease>> {
         if !self.gate.is_open() {
             return None;
         }
-        self.wait(self.tier.lease(key, self.limits.lease)).await
+        let until = self.clock.now().monotonic + self.limits.lease;
+        let free = self.wait(self.tier.lease(key, self.limits.lease)).await?;
+        Some(free.then(|| Lease {
+            l2: self.clone(),
+            key: *key,
+            until: Some(until),
+        }))
     }
 
-    /// Gives the lease back, in a while.
-    pub(in crate::cache) fn release(&self, key: Key) {
-        // Without room the lease ends by itself.
-        let _ = self.queue.try_send(Job::Release(key));
-    }
-
-    /// Stores an answer that was asked for after `versions` were read, in a while. `release`: gives back the lease
-    /// then.
+    /// Stores an answer that was asked for after `versions` were read, in a while, and then gives back the lease.
     pub(in crate::cache) fn store(
         &self,
         key: Key,
         entry: &Arc<Entry>,
         versions: SharedVersions,
-        release: bool,
+        lease: Option<Lease>,
     ) {
         let too_long = entry.packed.body_len() as u64 > self.limits.max_entry;
         if !self.gate.is_open() || too_long {
-            if release {
-                self.release(key);
-            }
             return;
         }
         let size = entry.packed.len();
         let queued = self.queued_bytes.fetch_add(size, Ordering::Relaxed);
-        let fits = queued + size <= QUEUE_BYTES
-            && self
-                .queue
-                .try_send(Job::Write(key, entry.clone(), versions, release))
-                .is_ok();
-        if !fits {
+        let job = |lease| Job::Write(key, entry.clone(), versions, lease);
+        if queued + size > QUEUE_BYTES || self.queue.try_send(job(lease)).is_err() {
             self.queued_bytes.fetch_sub(size, Ordering::Relaxed);
             self.metrics.writes_dropped.inc();
         }
@@ -259,7 +279,7 @@ impl L2 {
         None
     }
 
-    async fn write(&self, key: Key, entry: &Entry, versions: &SharedVersions, release: bool) {
+    async fn write(&self, key: Key, entry: &Entry, versions: &SharedVersions, lease: Option<Lease>) {
         let now = self.clock.now();
         let left = (entry.asked_at + entry.life.life()).saturating_duration_since(now.monotonic);
         let left = left.min(self.limits.ceiling);
@@ -268,6 +288,7 @@ impl L2 {
         }
         let value = codec::encode(&self.seal, &key, entry, versions, now);
         let length = value.len() as u64;
+        let release = lease.is_some_and(|mut lease| lease.take());
         if self
             .wait(self.tier.write(&key, value, left, release))
             .await
@@ -290,8 +311,8 @@ impl Writer {
             match job {
                 None => return,
                 Some(Job::Release(key)) => drop(self.l2.wait(self.l2.tier.release(&key)).await),
-                Some(Job::Write(key, entry, versions, release)) => {
-                    self.l2.write(key, &entry, &versions, release).await;
+                Some(Job::Write(key, entry, versions, lease)) => {
+                    self.l2.write(key, &entry, &versions, lease).await;
                     self.l2
                         .queued_bytes
                         .fetch_sub(entry.packed.len(), Ordering::Relaxed);

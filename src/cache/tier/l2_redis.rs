@@ -111,9 +111,23 @@ impl Redis {
             .url
             .as_deref()
             .ok_or("cache.redis.url is needed with `type: redis`")?;
-        let mut config = Config::from_url(url).map_err(|error| format!("cache.redis.url: {error}"))?;
-        if let Some(path) = &settings.ca {
-            config.tls = Some(trusting(path)?.into());
+        // The plain spelling: fred would load the system's authorities for the other, whether they are wanted or not.
+        let (plain, tls) = match url.split_once("://") {
+            Some((scheme, rest)) => match scheme.strip_prefix("rediss").or(scheme.strip_prefix("valkeys")) {
+                Some(kind) => (format!("redis{kind}://{rest}"), true),
+                None => (url.to_owned(), false),
+            },
+            None => (url.to_owned(), false),
+        };
+        let mut config = Config::from_url(&plain).map_err(|error| format!("cache.redis.url: {error}"))?;
+        if tls {
+            let connector = match &settings.ca {
+                Some(path) => trusting(path)?,
+                None => {
+                    TlsConnector::default_rustls().map_err(|error| format!("cache.redis.url: {error}"))?
+                }
+            };
+            config.tls = Some(connector.into());
         }
         let prefix = &settings.prefix;
         Ok(Self {
