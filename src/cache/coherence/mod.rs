@@ -58,6 +58,8 @@ struct Others {
     /// Changes of each slot, and of everything, that the store has not confirmed.
     pending: Box<[AtomicU32]>,
     all_pending: AtomicU32,
+    /// When the connections were made, milliseconds since `epoch`.
+    connected_at: AtomicU64,
     /// Whether marks may have been missed.
     reload: AtomicBool,
     /// Whether there was no room for an order: then everything ends, and `all_pending` counts that.
@@ -132,6 +134,7 @@ impl Coherence {
             heard_at: AtomicU64::new(0),
             pending,
             all_pending: AtomicU32::new(0),
+            connected_at: AtomicU64::new(0),
             reload: AtomicBool::new(false),
             overflow: AtomicBool::new(false),
             gate: gate.clone(),
@@ -250,10 +253,9 @@ impl Coherence {
             return;
         };
         self.remember(unsettled);
-        others
-            .hearing
-            .lock()
-            .subscribed(others.millis(self.clock.now().monotonic));
+        let now = others.millis(self.clock.now().monotonic);
+        others.connected_at.store(now, Ordering::Relaxed);
+        others.hearing.lock().subscribed(now);
     }
 
     /// Slots that are unsettled, and until when (milliseconds since the Unix epoch).

@@ -23,8 +23,9 @@ use crate::cache::tier::{Mark, Notice};
 
 /// How long a command to tell something is waited for.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// How long beats may go unanswered, or unheard, until the connections are replaced.
+/// How long beats may go unanswered, and how long unheard, until the connections are replaced.
 const DEAD: Duration = Duration::from_millis(1500);
+const DEAF: Duration = Duration::from_millis(3000);
 /// Messages under way at once, and orders in one.
 const UNDER_WAY: usize = 64;
 const BATCH: usize = 64;
@@ -39,9 +40,9 @@ pub(in crate::cache) struct Outbox {
     sequence: u64,
     /// What failed, oldest first.
     unsent: VecDeque<Order>,
-    /// When a beat was last confirmed, or the connections replaced.
+    /// When a beat was last confirmed.
     alive_at: Option<Instant>,
-    /// When one's own beats were last heard, or that began to matter.
+    /// When one's own beats were last heard.
     heard_at: Option<Instant>,
 }
 
@@ -231,12 +232,14 @@ impl Outbox {
             });
         }
         let now = self.coherence.clock.now().monotonic;
-        let hears = others.hearing.lock().hears(others.millis(now));
-        if hears {
+        if others.hearing.lock().hears(others.millis(now)) {
             self.heard_at = Some(now);
         }
-        let alive = now.saturating_duration_since(*self.alive_at.get_or_insert(now)) < DEAD;
-        let heard = now.saturating_duration_since(*self.heard_at.get_or_insert(now)) < DEAD + DEAD;
+        let connected_at = others.epoch + Duration::from_millis(others.connected_at.load(Ordering::Relaxed));
+        let since = |sign: Option<Instant>| {
+            now.saturating_duration_since(sign.map_or(connected_at, |at| at.max(connected_at)))
+        };
+        let (alive, heard) = (since(self.alive_at) < DEAD, since(self.heard_at) < DEAF);
         if !alive || !heard {
             let why = if alive {
                 "nothing is heard on its board"
@@ -246,8 +249,8 @@ impl Outbox {
             if self.gate.close() {
                 tracing::warn!("the shared cache tier is left out: {why}");
             }
+            // Without a connection this does nothing.
             others.tier.reset(why);
-            (self.alive_at, self.heard_at) = (Some(now), Some(now));
         }
     }
 

@@ -151,7 +151,14 @@ impl Redis {
             };
             match connected.unwrap_or_else(|_| Err(TierError::Failed("no answer in time".to_owned()))) {
                 Ok(connected) => {
-                    tracing::info!(server = ?self.config.server, "connected to Redis");
+                    let hosts: Vec<_> = self
+                        .config
+                        .server
+                        .hosts()
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect();
+                    tracing::info!(servers = hosts.join(","), "connected to Redis");
                     (pause, said) = (FIRST_PAUSE, false);
                     let why = tokio::select! {
                         () = stop.cancelled() => return,
