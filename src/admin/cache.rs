@@ -16,6 +16,8 @@ use crate::types::ids::from_hex;
 pub(super) struct PurgeAnswer {
     pub(super) entries: u64,
     pub(super) soft: bool,
+    /// Whether the other instances know; `null` when there are none.
+    pub(super) instances: Option<&'static str>,
 }
 
 pub(super) fn stats(parts: &AdminParts) -> Answer {
@@ -53,17 +55,24 @@ where
     let purge = purge::parse(&bytes, &parts.templates)
         .map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let cache = parts.cache.clone();
-    let answer = blocking(move || {
-        let entries = cache.purge(&purge.selection, purge.soft).entries;
+    let soft = purge.soft;
+    let (entries, telling) = blocking(move || {
+        let (purged, telling) = cache.purge(&purge.selection, purge.soft);
+        let entries = purged.entries;
         // Here, so that it is said also when the caller has left.
         tracing::info!(what = purge.what.as_str(), soft = purge.soft, entries, "purged");
-        PurgeAnswer {
-            entries,
-            soft: purge.soft,
-        }
+        (entries, telling)
     })
     .await?;
-    Ok(answer::status(&answer))
+    let instances = telling
+        .told()
+        .await
+        .map(|told| if told { "told" } else { "not told yet" });
+    Ok(answer::status(&PurgeAnswer {
+        entries,
+        soft,
+        instances,
+    }))
 }
 
 /// Runs what looks at every entry where it holds up nobody, one at a time: whoever asks often takes one core at

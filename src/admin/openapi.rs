@@ -26,7 +26,7 @@ mod tests {
     use super::*;
     use crate::admin::cache::PurgeAnswer;
     use crate::admin::routes::ROUTES;
-    use crate::cache::control::{CacheStats, EntryStatus};
+    use crate::cache::control::{CacheStats, EntryStatus, SharedStats};
     use crate::routing::control::{ReplicaStatus, UpstreamStatus};
 
     fn document() -> Value {
@@ -99,6 +99,7 @@ mod tests {
             PurgeAnswer {
                 entries: 0,
                 soft: false,
+                instances: None,
             },
         );
         agrees(
@@ -125,6 +126,9 @@ mod tests {
         agrees(
             "CacheStats",
             CacheStats {
+                hits: 0,
+                misses: 0,
+                l2: None,
                 entries: 0,
                 bytes: 0,
                 max_bytes: 0,
@@ -140,6 +144,28 @@ mod tests {
                 refreshes_failed: 0,
                 refreshes_skipped: 0,
                 purges: 0,
+            },
+        );
+        agrees(
+            "SharedStats",
+            SharedStats {
+                open: false,
+                heard: false,
+                hits: 0,
+                misses: 0,
+                errors: 0,
+                deadline_exceeded: 0,
+                skipped: 0,
+                bytes_read: 0,
+                bytes_written: 0,
+                writes: 0,
+                writes_dropped: 0,
+                unreadable: 0,
+                invalidations_sent: 0,
+                invalidations_heard: 0,
+                gaps: 0,
+                flights_led: 0,
+                flights_followed: 0,
             },
         );
         agrees(

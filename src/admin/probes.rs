@@ -11,8 +11,8 @@ pub(super) fn live() -> Answer {
     answer::text(StatusCode::OK, "live\n")
 }
 
-/// Ready means: new connections are accepted. Whether replicas are healthy is told beside it but does not
-/// decide: what is in memory can still be served.
+/// Ready means: new connections are accepted. Whether replicas are healthy and Redis is used is told beside it but
+/// does not decide: what is in memory can still be served.
 pub(super) fn ready(parts: &AdminParts) -> Answer {
     let ready = !parts.draining.is_cancelled();
     let status = if ready {
@@ -21,10 +21,11 @@ pub(super) fn ready(parts: &AdminParts) -> Answer {
         StatusCode::SERVICE_UNAVAILABLE
     };
     let upstreams = serde_json::to_value(parts.routing.snapshot()).unwrap_or_default();
-    answer::json(
-        status,
-        &json!({ "ready": ready, "draining": !ready, "upstreams": upstreams }),
-    )
+    let mut answer = json!({ "ready": ready, "draining": !ready, "upstreams": upstreams });
+    if let Some(shared) = parts.cache.shared() {
+        answer["redis"] = json!({ "used": shared.open, "heard": shared.heard });
+    }
+    answer::json(status, &answer)
 }
 
 pub(super) fn metrics(parts: &AdminParts) -> Answer {

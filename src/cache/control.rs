@@ -1,9 +1,11 @@
 //! What the rest of the program may see of the cache while it works, and may end in it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
+use super::coherence::Told;
 use super::entry::{Entry, Staleness};
 use super::fetching::Shared;
 use super::invalidation::Validity;
@@ -42,9 +44,67 @@ pub struct Purged {
     pub entries: u64,
 }
 
+/// A purge on its way to the other instances.
+#[derive(Debug)]
+#[must_use = "the others are told either way, but only this says whether they were"]
+pub struct Telling(Option<(Told, Duration)>);
+
+impl Telling {
+    /// Whether they were told; waits for that a moment. `None` without other instances.
+    pub async fn told(self) -> Option<bool> {
+        let (told, patience) = self.0?;
+        Some(told.within(patience).await)
+    }
+}
+
+/// The tier that instances share; counters are since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SharedStats {
+    /// Whether it is used at this moment.
+    pub open: bool,
+    /// Whether what other instances end is heard at this moment.
+    pub heard: bool,
+    /// Look-ups that found an answer.
+    pub hits: u64,
+    /// Look-ups that found none, or one that was no longer true.
+    pub misses: u64,
+    /// Look-ups and writes that failed.
+    pub errors: u64,
+    /// Look-ups and writes that took longer than the deadline.
+    pub deadline_exceeded: u64,
+    /// Look-ups that were not made: too many under way, or a write of this instance's not confirmed.
+    pub skipped: u64,
+    /// Bytes of values that were read.
+    pub bytes_read: u64,
+    /// Bytes of values that were written.
+    pub bytes_written: u64,
+    /// Answers that were put there.
+    pub writes: u64,
+    /// Answers for which the queue had no room.
+    pub writes_dropped: u64,
+    /// Values and messages that could not be read.
+    pub unreadable: u64,
+    /// Invalidations that were told to the others.
+    pub invalidations_sent: u64,
+    /// Invalidations that were heard from them.
+    pub invalidations_heard: u64,
+    /// Times that messages were lost.
+    pub gaps: u64,
+    /// Fetches that this instance did for all.
+    pub flights_led: u64,
+    /// Fetches that another instance did for this one.
+    pub flights_followed: u64,
+}
+
 /// The cache at one moment; counters are since the start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CacheStats {
+    /// Requests that memory answered.
+    pub hits: u64,
+    /// Requests that it did not.
+    pub misses: u64,
+    /// The tier that instances share; `null` without one.
+    pub l2: Option<SharedStats>,
     /// Answers held.
     pub entries: u64,
     /// Bytes held, overhead included.
@@ -115,6 +175,35 @@ impl CacheControl {
         let (entries, bytes) = self.shared.l1.size();
         self.shared.metrics.entries.set(entries as i64);
         self.shared.metrics.bytes.set(bytes as i64);
+        if let Some(l2) = &self.shared.l2 {
+            l2.metrics.open.set(l2.is_open().into());
+            l2.metrics.hears.set(self.shared.coherence.hears().into());
+        }
+    }
+
+    /// The tier that instances share at this moment.
+    pub fn shared(&self) -> Option<SharedStats> {
+        let l2 = self.shared.l2.as_ref()?;
+        let metrics = &l2.metrics;
+        Some(SharedStats {
+            open: l2.is_open(),
+            heard: self.shared.coherence.hears(),
+            hits: metrics.hits.get(),
+            misses: metrics.misses.get(),
+            errors: metrics.errors.get(),
+            deadline_exceeded: metrics.deadline_exceeded.get(),
+            skipped: metrics.skipped.get(),
+            bytes_read: metrics.bytes_read.get(),
+            bytes_written: metrics.bytes_written.get(),
+            writes: metrics.writes.get(),
+            writes_dropped: metrics.writes_dropped.get(),
+            unreadable: metrics.unread(),
+            invalidations_sent: metrics.sent.get(),
+            invalidations_heard: metrics.heard.get(),
+            gaps: metrics.gaps.get(),
+            flights_led: metrics.led.get(),
+            flights_followed: metrics.followed.get(),
+        })
     }
 
     /// The cache at this moment.
@@ -122,6 +211,9 @@ impl CacheControl {
         let (entries, bytes) = self.shared.l1.size();
         let metrics = &self.shared.metrics;
         CacheStats {
+            hits: metrics.l1_hits.get(),
+            misses: metrics.l1_misses.get(),
+            l2: self.shared(),
             entries,
             bytes,
             max_bytes: self.shared.l1.max_bytes(),
@@ -142,8 +234,9 @@ impl CacheControl {
 
     /// Removes the answers that `selection` means, or, when `soft`, marks them stale: they may then be given
     /// as far as their stale windows allow. Answers that are being fetched at this moment are never stored
-    /// (`soft`: stored as stale). Looks at every entry, so call it where blocking does no harm.
-    pub fn purge(&self, selection: &Selection, soft: bool) -> Purged {
+    /// (`soft`: stored as stale). Other instances are told. Looks at every entry, so call it where blocking does no
+    /// harm.
+    pub fn purge(&self, selection: &Selection, soft: bool) -> (Purged, Telling) {
         let shared = &self.shared;
         shared.metrics.purges.inc();
         let tag = match selection {
@@ -172,7 +265,11 @@ impl CacheControl {
                 }
             }
         }
-        Purged { entries }
+        let patience = shared.l2.as_ref().map(|l2| l2.timeout());
+        (
+            Purged { entries },
+            Telling(patience.map(|patience| (told, patience))),
+        )
     }
 
     /// The stored answers whose key begins with the hexadecimal digits `prefix`, at most 32 of them. Looks at

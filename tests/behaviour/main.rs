@@ -23,6 +23,7 @@ mod limits;
 mod memory;
 mod protocols;
 mod secrets;
+mod shared_cache;
 mod streaming;
 mod support;
 mod traps;

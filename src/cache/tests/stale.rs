@@ -286,12 +286,12 @@ async fn a_purge_ends_what_it_means_and_nothing_else() {
             bench.get("/v1/info").await;
             control(&bench).refresh_gauges();
             for other in &others {
-                assert_eq!(control(&bench).purge(other, soft).entries, 0, "{other:?}");
+                assert_eq!(control(&bench).purge(other, soft).0.entries, 0, "{other:?}");
             }
             assert_eq!(bench.get("/v1/info").await.0.cache, CacheOutcome::Hit);
             let selection = meant(&bench, which);
             assert_eq!(
-                control(&bench).purge(&selection, soft).entries,
+                control(&bench).purge(&selection, soft).0.entries,
                 1,
                 "{selection:?}"
             );
@@ -319,7 +319,7 @@ async fn a_purge_during_a_fill_keeps_the_answer_out() {
     let bench = Bench::gated(numbered);
     let waiting = tokio::spawn(bench.send(get("/v1/info")));
     bench.settle().await;
-    control(&bench).purge(&Selection::All, false);
+    drop(control(&bench).purge(&Selection::All, false));
     bench.open(2);
     let (outcome, _) = read(waiting.await.expect("no panic").expect("an answer")).await;
     assert_eq!(outcome.cache, CacheOutcome::Miss);

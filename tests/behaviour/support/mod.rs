@@ -6,6 +6,7 @@ pub mod captures;
 pub mod child;
 pub mod client;
 pub mod edge;
+pub mod fleet;
 pub mod http2;
 pub mod metrics;
 pub mod origin;

@@ -558,7 +558,7 @@ impl World {
             Aim::Principal(who) => Selection::Principal(Principal([who as u8 + 1; 16])),
             Aim::All => Selection::All,
         };
-        self.control.purge(&selection, soft);
+        drop(self.control.purge(&selection, soft));
         let seq = self.seq();
         for resource in 0..RESOURCES {
             for who in 0..PRINCIPALS {

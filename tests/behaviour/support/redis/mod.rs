@@ -105,6 +105,35 @@ impl Redis {
         redis
     }
 
+    /// A server that speaks TLS on the next port, and the file with the authority to trust.
+    pub async fn start_with_tls() -> (Self, PathBuf) {
+        let names = vec!["127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let directory = std::env::temp_dir().join(format!("dify-edge-redis-tls-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let (certificate, key) = (directory.join("tls.crt"), directory.join("tls.key"));
+        std::fs::write(&certificate, made.cert.pem()).expect("a file");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("a file");
+        let redis = Self::start().await;
+        let path = |path: &Path| path.to_str().expect("a name").to_owned();
+        for (name, value) in [
+            ("tls-cert-file", path(&certificate)),
+            ("tls-key-file", path(&key)),
+            ("tls-ca-cert-file", path(&certificate)),
+            ("tls-auth-clients", "no".to_owned()),
+            ("tls-port", (redis.address.port() + 1).to_string()),
+        ] {
+            let reply = redis.ask(&["CONFIG", "SET", name, &value]).await;
+            assert_eq!(reply.text(), "OK", "{name}: {reply:?}");
+        }
+        (redis, certificate)
+    }
+
+    /// Where clients find it with TLS.
+    pub fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.address.port() + 1)
+    }
+
     /// A sentinel with this configuration.
     pub async fn sentinel(file: &Path) -> Self {
         // The file comes first on the command line.
