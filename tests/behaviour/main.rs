@@ -24,6 +24,7 @@ mod memory;
 mod protocols;
 mod secrets;
 mod shared_cache;
+mod shared_faults;
 mod streaming;
 mod support;
 mod traps;

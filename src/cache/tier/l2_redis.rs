@@ -70,6 +70,8 @@ pub(in crate::cache) struct Redis {
 #[derive(Debug)]
 struct Link {
     client: Client,
+    /// Which server the versions were made on.
+    run: String,
     /// Cancelled when they are to be replaced, with the reason logged.
     dead: CancellationToken,
 }
@@ -206,10 +208,11 @@ impl Redis {
         let commands = Task(client.connect());
         client.wait_for_connect().await?;
         let changes = client.cluster_change_rx();
-        self.verify(&client).await?;
+        let run = self.verify(&client).await?;
         let unsettled = unsettled(&client, &self.marks).await?;
         let link = Arc::new(Link {
             client,
+            run,
             dead: CancellationToken::new(),
         });
         Ok(Connected {
@@ -223,8 +226,8 @@ impl Redis {
         })
     }
 
-    /// Makes sure that nothing is believed which this server has forgotten to end.
-    async fn verify(&self, client: &Client) -> Result<(), TierError> {
+    /// Makes sure that nothing is believed which this server has forgotten to end; tells which server it is.
+    async fn verify(&self, client: &Client) -> Result<String, TierError> {
         let info = match self.owner(client) {
             Some(server) => {
                 client
@@ -248,10 +251,10 @@ impl Redis {
         let there: Vec<Option<String>> = client.hmget(&self.tags, vec![EPOCH, RUN]).await?;
         let same = matches!(&there[..], [Some(_), Some(then)] if *then == run);
         if !same {
-            let fields = vec![(EPOCH, random().to_string()), (RUN, run)];
+            let fields = vec![(EPOCH, random().to_string()), (RUN, run.clone())];
             client.hset::<(), _, _>(&self.tags, fields).await?;
         }
-        Ok(())
+        Ok(run)
     }
 
     /// The server of a cluster that has the versions.
@@ -317,12 +320,13 @@ impl Tier for Redis {
         let slots: smallvec::SmallVec<[u16; 6]> = slots.into();
         let link = self.link();
         Box::pin(async move {
-            let pipeline = link?.client.pipeline();
+            let link = link?;
+            let pipeline = link.client.pipeline();
             let mut fields = Vec::with_capacity(1 + slots.len());
             fields.push(RedisKey::from_static_str(EPOCH));
             fields.extend(slots.iter().map(|slot| RedisKey::from(slot.to_string())));
             pipeline.mget::<(), _>(keys).await?;
-            pipeline.hmget::<(), _, _>(tags, fields).await?;
+            pipeline.hmget::<(), _, _>(&tags, fields).await?;
             let Value::Array(replies) = pipeline.all::<Value>().await? else {
                 return Err(malformed());
             };
@@ -333,6 +337,15 @@ impl Tier for Redis {
             let (value, lease) = (stored.next(), stored.next());
             let mut versions = versions.iter();
             let epoch = versions.next().and_then(Value::as_u64);
+            if epoch.is_none() {
+                // Evicted or flushed. What was read before has another epoch than this one, whoever makes it.
+                let pipeline = link.client.pipeline();
+                pipeline
+                    .hsetnx::<(), _, _, _>(&tags, EPOCH, random().to_string())
+                    .await?;
+                pipeline.hset::<(), _, _>(&tags, (RUN, link.run.as_str())).await?;
+                all(pipeline).await?;
+            }
             // A slot that was never bumped is not there.
             let versions = versions.map(|version| version.as_u64().unwrap_or(0));
             Ok(Seen {

@@ -28,17 +28,32 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Asks again and again until `condition` gives a value; lets everything else run in between.
-pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+pub async fn eventually<T, F>(what: &str, condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
-    within(what, async {
-        loop {
-            if let Some(value) = condition().await {
-                return value;
-            }
-            tokio::task::yield_now().await;
+    within(what, asking(condition)).await
+}
+
+/// The same for what others do in their own time, which may be several times as long.
+pub async fn at_last<T, F>(what: &str, condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    match tokio::time::timeout(6 * PATIENCE, asking(condition)).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited a minute in vain: {what}"),
+    }
+}
+
+async fn asking<T, F>(mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    loop {
+        if let Some(value) = condition().await {
+            return value;
         }
-    })
-    .await
+        tokio::task::yield_now().await;
+    }
 }

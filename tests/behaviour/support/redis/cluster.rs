@@ -1,7 +1,7 @@
 //! Three masters, each with a third of the slots; with a replica each when asked for.
 
 use super::{Redis, Reply};
-use crate::support::eventually;
+use crate::support::at_last;
 
 /// See the module.
 pub struct Cluster {
@@ -39,7 +39,7 @@ impl Cluster {
                 .ask(&["CLUSTER", "REPLICATE", id.text()])
                 .await;
             assert_eq!(reply.text(), "OK", "{reply:?}");
-            eventually("the replica to follow", || async {
+            at_last("the replica to follow", || async {
                 let info = cluster.nodes[index].ask(&["INFO", "replication"]).await;
                 info.text().contains("master_link_status:up").then_some(())
             })
@@ -51,7 +51,7 @@ impl Cluster {
     /// Waits until every node knows `count` nodes and says that all is well.
     async fn is_whole(&self, count: usize) {
         for node in &self.nodes {
-            eventually("the cluster to be whole", || async {
+            at_last("the cluster to be whole", || async {
                 let info = node.ask(&["CLUSTER", "INFO"]).await;
                 let known = format!("cluster_known_nodes:{count}");
                 (info.text().contains("cluster_state:ok") && info.text().contains(&known)).then_some(())
@@ -80,7 +80,7 @@ impl Cluster {
 
     /// Waits until the replica of the master `index` has taken over.
     pub async fn taken_over(&self, index: usize) {
-        eventually("the replica to take over", || async {
+        at_last("the replica to take over", || async {
             let reply = self.nodes[index + MASTERS].ask(&["ROLE"]).await;
             (reply.list().first().map(Reply::text) == Some("master")).then_some(())
         })

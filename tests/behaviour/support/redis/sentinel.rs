@@ -1,7 +1,7 @@
 //! A master, a replica, and three sentinels that let the replica take over.
 
 use super::Redis;
-use crate::support::eventually;
+use crate::support::at_last;
 
 /// See the module.
 pub struct Sentinels {
@@ -17,7 +17,7 @@ impl Sentinels {
         let master = Redis::start().await;
         let port = master.address.port().to_string();
         let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await;
-        eventually("the replica to follow", || async {
+        at_last("the replica to follow", || async {
             let info = replica.ask(&["INFO", "replication"]).await;
             info.text().contains("master_link_status:up").then_some(())
         })
@@ -35,7 +35,7 @@ impl Sentinels {
             sentinels.push(Redis::sentinel(&file).await);
         }
         for sentinel in &sentinels {
-            eventually("the sentinels to know each other", || async {
+            at_last("the sentinels to know each other", || async {
                 let reply = sentinel.ask(&["SENTINEL", "MASTER", "main"]).await;
                 let words: Vec<_> = reply.list().iter().map(|word| word.text().to_owned()).collect();
                 let value = |name: &str| {
@@ -67,7 +67,7 @@ impl Sentinels {
     /// Waits until the sentinels say that the replica is the master.
     pub async fn taken_over(&self) {
         let port = self.servers[1].address.port().to_string();
-        eventually("the replica to take over", || async {
+        at_last("the replica to take over", || async {
             let reply = self.sentinels[0]
                 .ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"])
                 .await;
