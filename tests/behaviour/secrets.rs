@@ -121,8 +121,7 @@ async fn no_recorded_credential_is_in_the_log_the_metrics_or_the_configuration()
     .await;
     let mut config = edge::config(&[origin.address]);
     config.log.level = "info,dify_edge=trace".into();
-    config.cache.redis =
-        Some(serde_json::json!({ "url": format!("redis://:{REDIS_PASSWORD}@127.0.0.1:6379/2") }));
+    config.cache.redis.url = Some(format!("redis://:{REDIS_PASSWORD}@127.0.0.1:6379/2"));
     let served = child::serve(config, AccessLog::All).await;
     let mut asked = 0;
     for record in captures::all() {
