@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::sync::{AtomicU64, Ordering, TAG_SLOTS as SLOTS};
-use crate::types::ids::Tag;
+use crate::types::ids::{Batch, Tag};
 
 /// The hard half: 32 bits. At a thousand writes a second it comes round after 49 days; entries live for hours.
 const HARD: u64 = 0xffff_ffff << SOFT_BITS;
@@ -21,14 +21,17 @@ const SOFT: u64 = (1 << SOFT_BITS) - 1;
 const SOFT_BITS: u32 = 16;
 const HARD_ONE: u64 = 1 << SOFT_BITS;
 const INDEX_SHIFT: u32 = 48;
+/// An unsettled mark: the batch that ends it in the lower 24 bits (0: none does), above it until when it holds.
+const BATCH: u64 = (1 << BATCH_BITS) - 1;
+const BATCH_BITS: u32 = 24;
 
 /// The version of every tag, and until when it is unsettled.
 #[derive(Debug)]
 pub struct TagTable {
     /// Hard and soft half; bits above them are not looked at.
     versions: Box<[AtomicU64]>,
-    /// Milliseconds since `epoch`.
-    unsettled_until: Box<[AtomicU64]>,
+    /// Milliseconds since `epoch` and the batch, see [`BATCH`].
+    unsettled: Box<[AtomicU64]>,
     epoch: Instant,
 }
 
@@ -53,7 +56,7 @@ impl TagTable {
         let zeros = || (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
         Self {
             versions: zeros(),
-            unsettled_until: zeros(),
+            unsettled: zeros(),
             epoch: now,
         }
     }
@@ -116,13 +119,39 @@ impl TagTable {
     }
 
     /// The same as [`bump`](Self::bump), for a write that may still take effect: answers that depend on `tags`
-    /// are not stored until `wait` has passed.
-    pub fn bump_unsettled(&self, tags: &[Tag], now: Instant, wait: Duration) {
-        let until = self.millis(now + wait);
+    /// are not stored until `wait` has passed, or [`settle`](Self::settle) says that `batch` is done. No batch
+    /// can say that of two writes: then, and without a batch, time alone does.
+    pub fn bump_unsettled(&self, tags: &[Tag], now: Instant, wait: Duration, batch: Option<Batch>) {
+        let (now, until) = (self.millis(now), self.millis(now + wait));
+        let digest = batch.map_or(0, |batch| u64::from(batch.digest()));
+        let next = |mark: u64| {
+            let held = mark >> BATCH_BITS;
+            let alone = held <= now;
+            Some(held.max(until) << BATCH_BITS | if alone { digest } else { 0 })
+        };
         for tag in tags {
-            self.unsettled_until[Self::index(*tag)].fetch_max(until, Ordering::SeqCst);
+            // Cannot fail: `next` always has a value.
+            let _ = self.unsettled[Self::index(*tag)].fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
         }
         self.bump(tags);
+    }
+
+    /// Dify has done all that it had to do for `batch`: ends what depends on those of `tags` that wait for this
+    /// and nothing else, and lets it be stored anew. Whether there were any.
+    pub fn settle(&self, tags: &[Tag], batch: Batch) -> bool {
+        let mut any = false;
+        for tag in tags {
+            let mark = &self.unsettled[Self::index(*tag)];
+            let held = mark.load(Ordering::SeqCst);
+            if held & BATCH == u64::from(batch.digest()) {
+                // First, so that nothing is stored that was fetched while the work went on.
+                self.bump(std::slice::from_ref(tag));
+                any |= mark
+                    .compare_exchange(held, 0, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok();
+            }
+        }
+        any
     }
 
     /// Whether an answer with these tags may be stored at `now`.
@@ -130,7 +159,7 @@ impl TagTable {
         let now = self.millis(now);
         versions.0.iter().all(|version| {
             let index = (version >> INDEX_SHIFT) as usize;
-            self.unsettled_until[index].load(Ordering::SeqCst) <= now
+            self.unsettled[index].load(Ordering::SeqCst) >> BATCH_BITS <= now
         })
     }
 

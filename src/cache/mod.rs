@@ -18,6 +18,7 @@ pub mod plan;
 mod repeat;
 pub mod request_control;
 mod service;
+mod settle;
 mod signed_urls;
 mod sync;
 #[cfg(test)]

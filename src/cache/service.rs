@@ -21,6 +21,7 @@ use super::metrics::CacheMetrics;
 use super::plan::{Plan, StaleUse, Verdict, judge};
 use super::repeat::StoredAnswer;
 use super::request_control::RequestControl;
+use super::settle::Watch;
 use super::write_guard::WriteGuard;
 use crate::config::CacheConfig;
 use crate::types::ids::Principal;
@@ -132,6 +133,7 @@ where
         forward: Forward,
         detail: &'static str,
     ) -> CacheFuture {
+        let watch = Watch::of(&self.shared, &request.decision);
         let fetch = self.fetch(request);
         CacheFuture::Pending(Box::pin(async move {
             let mut response = fetch.await.map_err(|failure| with_outcome(failure, outcome))?;
@@ -143,20 +145,16 @@ where
             };
             status.write(response.headers_mut());
             finish(&mut response, outcome);
-            Ok(response)
+            Ok(match watch {
+                Some(watch) => watch.look_at(response).await,
+                None => response,
+            })
         }))
     }
 
     /// Forwards a write and ends what it changes.
     fn write(&self, mut request: ClassifiedRequest, outcome: Outcome) -> CacheFuture {
-        let shared = &self.shared;
-        let tags = std::mem::take(&mut request.decision.invalidates);
-        let guard = WriteGuard::new(
-            shared.tags.clone(),
-            tags,
-            shared.clock.clone(),
-            shared.metrics.clone(),
-        );
+        let guard = WriteGuard::new(&self.shared, &mut request.decision);
         let known = outcome.class != RouteClass::Passthrough;
         if known {
             guard.sent();
@@ -171,10 +169,9 @@ where
                     }
                     guard.answered();
                     if outcome.class == RouteClass::Generation {
-                        return Ok(response.map(|body| guard.until_end_of(body)));
+                        return Ok(guard.until_end_of(response));
                     }
-                    guard.settle();
-                    Ok(response)
+                    Ok(guard.settle_after(response).await)
                 }
                 Err(failure) => {
                     if !failure.sent {

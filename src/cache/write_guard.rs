@@ -2,55 +2,55 @@
 //!
 //! They end when it goes out, for it may take effect long before it is answered, and again when it is answered.
 //! Dify answers 400 and commits, so the status does not matter; a write that is cut off may still take effect,
-//! so its tags stay unsettled for a while. A generation changes its conversation once at its beginning and once
-//! at its end.
+//! so its tags stay unsettled for a while, as those do that Dify goes on to change in the background. A
+//! generation changes its conversation once at its beginning and once at its end.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Frame, SizeHint};
 
-use super::invalidation::TagTable;
-use super::metrics::CacheMetrics;
-use crate::types::ids::Tags;
-use crate::types::time::Clock;
+use super::fetching::Shared;
+use super::settle;
+use crate::types::ids::{Batch, Tag, Tags};
+use crate::types::request::{Background, Decision};
 use crate::types::{Body, Failure};
-
-/// How long a write without an answer may still take effect.
-const UNSETTLED: Duration = Duration::from_secs(30);
 
 /// Held while a write is under way. Dropped without an outcome, the write counts as cut off.
 pub(super) struct WriteGuard {
-    table: Arc<TagTable>,
+    shared: Arc<Shared>,
     tags: Tags,
-    clock: Clock,
-    metrics: CacheMetrics,
+    /// What Dify goes on to change after its answer.
+    background: Tags,
     open: bool,
 }
 
 impl WriteGuard {
-    pub(super) fn new(table: Arc<TagTable>, tags: Tags, clock: Clock, metrics: CacheMetrics) -> Self {
+    /// Takes over what the request changes.
+    pub(super) fn new(shared: &Arc<Shared>, decision: &mut Decision) -> Self {
         Self {
-            table,
-            tags,
-            clock,
-            metrics,
+            shared: shared.clone(),
+            tags: std::mem::take(&mut decision.invalidates),
+            background: match std::mem::replace(&mut decision.background, Background::None) {
+                Background::Begins(tags) => tags,
+                Background::None | Background::Tells(..) => Tags::new(),
+            },
             open: true,
         }
     }
 
     /// The write goes out.
     pub(super) fn sent(&self) {
-        self.table.bump(&self.tags);
+        self.shared.tags.bump(&self.tags);
     }
 
     /// The upstream has answered.
     pub(super) fn answered(&self) {
-        self.metrics.invalidations.inc();
-        self.table.bump(&self.tags);
+        self.shared.metrics.invalidations.inc();
+        self.shared.tags.bump(&self.tags);
     }
 
     /// Nothing more can come of it.
@@ -58,25 +58,63 @@ impl WriteGuard {
         self.open = false;
     }
 
-    /// Watches the answer's body to its end.
-    pub(super) fn until_end_of(self, body: Body) -> Body {
-        if body.is_empty() {
+    /// Nothing more can come of it than what Dify does in the background.
+    pub(super) async fn settle_after(mut self, response: Response<Body>) -> Response<Body> {
+        self.refused_by(&response);
+        if self.background.is_empty() {
             self.settle();
-            return body;
+            return response;
         }
-        Body::stream(Guarded {
-            body,
-            guard: Some(self),
+        let (batch, response) = settle::batch_begun_by(response).await;
+        self.go_on(batch);
+        self.settle();
+        response
+    }
+
+    /// Watches the answer's body to its end.
+    pub(super) fn until_end_of(mut self, response: Response<Body>) -> Response<Body> {
+        self.refused_by(&response);
+        response.map(|body| {
+            if body.is_empty() {
+                self.go_on(None);
+                self.settle();
+                return body;
+            }
+            Body::stream(Guarded {
+                body,
+                guard: Some(self),
+            })
         })
+    }
+
+    /// A write that is answered with an error began nothing.
+    fn refused_by(&mut self, response: &Response<Body>) {
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
+            self.background.clear();
+        }
+    }
+
+    /// Dify works on.
+    fn go_on(&self, batch: Option<Batch>) {
+        if !self.background.is_empty() {
+            self.shared.metrics.background.inc();
+            self.unsettle(&self.background, batch);
+        }
+    }
+
+    fn unsettle(&self, tags: &[Tag], batch: Option<Batch>) {
+        let now = self.shared.clock.now().monotonic;
+        let wait = self.shared.config.unsettled_window.0;
+        self.shared.tags.bump_unsettled(tags, now, wait, batch);
     }
 }
 
 impl Drop for WriteGuard {
     fn drop(&mut self) {
         if self.open {
-            self.metrics.unsettled.inc();
-            self.table
-                .bump_unsettled(&self.tags, self.clock.now().monotonic, UNSETTLED);
+            self.shared.metrics.unsettled.inc();
+            self.unsettle(&self.tags, None);
         }
     }
 }
@@ -102,6 +140,7 @@ impl http_body::Body for Guarded {
         let ended = frame.is_none() || (matches!(frame, Some(Ok(_))) && self.body.is_end_stream());
         if ended && let Some(guard) = self.guard.take() {
             guard.answered();
+            guard.go_on(None);
             guard.settle();
         }
         Poll::Ready(frame)

@@ -33,7 +33,7 @@ fn a_bump_ends_what_depends_on_the_tag_and_nothing_else() {
 fn an_unsettled_tag_keeps_answers_out_until_its_time_is_over() {
     let (table, now) = table();
     let tags = [Tag::all(TagKind::Datasets)];
-    table.bump_unsettled(&tags, now, Duration::from_secs(30));
+    table.bump_unsettled(&tags, now, Duration::from_secs(30), None);
     let after = table.versions(tags);
     assert!(table.is_current(&after));
     assert!(!table.is_settled(&after, now + Duration::from_secs(29)));

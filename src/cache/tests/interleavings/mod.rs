@@ -147,7 +147,7 @@ fn nothing_is_stored_between_the_break_of_a_write_and_its_effect() {
             scene.table.bump(tags);
             scene
                 .table
-                .bump_unsettled(tags, scene.began, Duration::from_secs(30));
+                .bump_unsettled(tags, scene.began, Duration::from_secs(30), None);
             scene.origin.store(1, Ordering::SeqCst);
             scene.written.store(1, Ordering::SeqCst);
         });
