@@ -66,7 +66,7 @@ impl Edge {
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         let registry = Registry::new();
         let (connections, background) = (TaskTracker::new(), TaskTracker::new());
-        let (stack, controls) =
+        let (stack, mut controls) =
             stack::build(&config, &clock, &registry, &connections).map_err(StartError::Config)?;
         let metrics = WireMetrics::register(&registry)
             .map_err(|error| StartError::Config(format!("metrics: {error}")))?;

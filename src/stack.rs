@@ -10,9 +10,10 @@ use tokio_util::task::TaskTracker;
 use tower::{Layer as _, Service};
 
 use crate::cache::control::CacheControl;
-use crate::cache::{CacheLayer, CacheMetrics};
+use crate::cache::{self, CacheLayer, CacheMetrics, SharedMetrics};
 use crate::classify::ClassifyLayer;
 use crate::config::Config;
+use crate::config::cache::CacheType;
 use crate::resilience::{RetryLayer, RetryMetrics};
 use crate::routing::control::RoutingControl;
 use crate::routing::{RoutingLayer, RoutingMetrics};
@@ -24,15 +25,19 @@ use crate::upstream::{Upstream, UpstreamMetrics};
 pub struct Controls {
     /// The cache.
     pub cache: CacheControl,
+    shared: Option<cache::Background>,
     /// The replicas.
     pub routing: RoutingControl,
     upstream: Upstream,
 }
 
 impl Controls {
-    /// Starts what the stages do beside requests: probes, look-ups of names, closing of idle connections. It
-    /// ends with `stop`.
-    pub fn spawn_background(&self, stop: &CancellationToken, tracker: &TaskTracker) {
+    /// Starts what the stages do beside requests: what caches tell each other, probes, look-ups of names, closing of
+    /// idle connections. It ends with `stop`.
+    pub fn spawn_background(&mut self, stop: &CancellationToken, tracker: &TaskTracker) {
+        if let Some(shared) = self.shared.take() {
+            shared.spawn(stop, tracker);
+        }
         self.routing.spawn_background(&self.upstream, stop, tracker);
         self.upstream.spawn_background(stop.clone(), tracker);
     }
@@ -63,11 +68,18 @@ pub fn build(
     // http::Request: which route, whose answer, what depends on it
     let classify = ClassifyLayer::new(config)?;
     // ClassifiedRequest: from memory, or one fetch for all who wait
-    let cache = CacheLayer::new(
+    let (settings, metrics) = (
         config.cache.clone(),
-        clock.clone(),
         CacheMetrics::register(registry).map_err(metric)?,
     );
+    let (cache, shared) = match settings.r#type {
+        CacheType::Memory => (CacheLayer::new(settings, clock.clone(), metrics), None),
+        CacheType::Redis => {
+            let shared = SharedMetrics::register(registry).map_err(metric)?;
+            let (cache, background) = CacheLayer::shared(settings, clock.clone(), metrics, shared)?;
+            (cache, Some(background))
+        }
+    };
     // FetchRequest: try again what may be tried again
     let retry = RetryLayer::new(clock.clone(), RetryMetrics::register(registry).map_err(metric)?);
     // Attempt: a slot of a healthy replica
@@ -82,6 +94,7 @@ pub fn build(
 
     let controls = Controls {
         cache: cache.control(),
+        shared,
         routing: routing_control,
         upstream: upstream.clone(),
     };

@@ -2,8 +2,9 @@
 //!
 //! Runs the built binary. What `serve` does with requests is tested elsewhere; here it only has to start and end.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A call of the program without the environment of the tests.
@@ -139,16 +140,64 @@ fn a_wrong_command_line_ends_with_2_and_help_with_0() {
 }
 
 #[test]
-fn no_upstream_at_all_ends_with_2_and_says_what_to_write() {
-    let ended = dify_edge(&["serve"]).run();
+fn upstreams_written_empty_end_with_2_and_it_says_what_to_write() {
+    let ended = dify_edge(&["serve"]).env("DIFY_EDGE__UPSTREAMS", "{}").run();
     assert_eq!(ended.code, 2);
     assert!(
-        ended
-            .stderr
-            .starts_with("error: upstreams: at least one upstream is needed"),
+        ended.stderr.starts_with(
+            "error: environment DIFY_EDGE__UPSTREAMS: upstreams: at least one upstream is needed"
+        ),
         "{}",
         ended.stderr
     );
+}
+
+/// The shortest file for a shared cache; all else comes from the environment and from defaults.
+const SHARED: &str = "{ \"cache\": { \"type\": \"redis\", \"ttl_seconds\": 3600, \"enable_local\": true } }";
+
+#[test]
+fn a_shared_cache_is_one_line_of_json_and_the_url_in_the_environment() {
+    let directory = Directory::new();
+    directory.file("edge.json", SHARED);
+    let ended = dify_edge(&["check", "--print", "--config", "edge.json"])
+        .within(&directory.0)
+        .env(
+            "DIFY_EDGE__CACHE__REDIS__URL",
+            "redis://edge:hunter2@cache:6379/2",
+        )
+        .env("DIFY_EDGE__CACHE__REDIS__SECRET", "1234567890123456")
+        .run();
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    for line in [
+        "  type: redis  # edge.json:1\n",
+        "  enable_local: true  # edge.json:1\n",
+        "    url: \"redis://edge:***@cache:6379/2\"  # environment DIFY_EDGE__CACHE__REDIS__URL, password not shown\n",
+        "    secret: \"***\"  # environment DIFY_EDGE__CACHE__REDIS__SECRET, password not shown\n",
+        "    timeout: 50ms  # default\n",
+        "      - url: \"http://127.0.0.1:5001\"  # default\n",
+    ] {
+        assert!(ended.stdout.contains(line), "{line}{}", ended.stdout);
+    }
+}
+
+#[test]
+fn a_shared_cache_without_a_url_ends_with_2_and_names_key_and_variable() {
+    let directory = Directory::new();
+    directory.file("edge.json", SHARED);
+    for command in ["check", "serve"] {
+        let ended = dify_edge(&[command, "--config", "edge.json"])
+            .within(&directory.0)
+            .run();
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{command}");
+        assert!(
+            ended
+                .stderr
+                .starts_with("error: edge.json: cache.redis.url: needed with `cache.type: redis`")
+                && ended.stderr.contains("DIFY_EDGE__CACHE__REDIS__URL"),
+            "{}",
+            ended.stderr
+        );
+    }
 }
 
 #[test]
@@ -227,30 +276,47 @@ fn a_wrong_variable_is_named() {
 }
 
 #[test]
-fn keys_without_effect_are_warned_of_and_passwords_never_shown() {
+fn the_flag_for_redis_turns_it_on_over_environment_and_file_and_shows_no_password() {
+    let directory = Directory::new();
+    directory.file(
+        "edge.yaml",
+        "cache: { type: memory, redis: { url: \"redis://file\" } }\n",
+    );
     let ended = dify_edge(&[
         "check",
         "--print",
-        "--upstream",
-        "http://127.0.0.1:5001",
+        "--config",
+        "edge.yaml",
         "--redis",
         "redis://edge:hunter2@cache:6379/0",
     ])
+    .within(&directory.0)
+    .env("DIFY_EDGE__CACHE__REDIS__URL", "redis://variable")
     .run();
-    assert_eq!(ended.code, 0);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    for line in [
+        "  type: redis  # flag --redis\n",
+        "    url: \"redis://edge:***@cache:6379/0\"  # flag --redis, password not shown\n",
+    ] {
+        assert!(ended.stdout.contains(line), "{line}{}", ended.stdout);
+    }
+    assert!(!ended.stdout.contains("hunter2"));
+}
+
+#[test]
+fn a_url_of_redis_that_nothing_uses_is_warned_of_without_its_password() {
+    let ended = dify_edge(&["check"])
+        .env("DIFY_EDGE__CACHE__REDIS__URL", "redis://:hunter2@cache")
+        .run();
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "valid\n"));
     assert!(
-        ended
-            .stderr
-            .contains("warning: flag --redis: cache.type: accepted"),
+        ended.stderr.contains(
+            "warning: environment DIFY_EDGE__CACHE__REDIS__URL: cache.redis.url: without effect: `cache.type` is"
+        ),
         "{}",
         ended.stderr
     );
-    assert!(
-        ended.stdout.contains("redis://edge:***@cache:6379/0"),
-        "{}",
-        ended.stdout
-    );
-    assert!(!ended.stdout.contains("hunter2") && !ended.stderr.contains("hunter2"));
+    assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
 }
 
 #[test]
@@ -276,7 +342,7 @@ fn a_configuration_for_later_versions_is_valid_with_warnings() {
     let sketch = root("tests/fixtures/config-sketch.yaml");
     let ended = dify_edge(&["check", "--config", sketch.to_str().unwrap()]).run();
     assert_eq!((ended.code, ended.stdout.as_str()), (0, "valid\n"));
-    for key in ["guard", "circuit_breaker", "cache.type", "cache.answers"] {
+    for key in ["guard", "circuit_breaker", "cache.answers"] {
         assert!(
             ended
                 .stderr
@@ -316,29 +382,47 @@ fn every_shell_gets_a_completion_script_that_knows_the_commands() {
     }
 }
 
-/// Starts `serve` on free ports and waits until it says that it listens.
-fn serving() -> (std::process::Child, std::io::BufReader<std::process::ChildStdout>) {
-    use std::io::BufRead;
-    let upstream = ["serve", "--upstream", "http://127.0.0.1:9"];
-    let addresses = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-    let mut child = dify_edge(&[&upstream[..], &addresses].concat())
+/// Starts `serve` on free ports and waits until it says that it listens; with what it said until then.
+fn serving(upstream: &[&str]) -> (Child, BufReader<ChildStdout>, String) {
+    let addresses = ["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let mut child = dify_edge(&[&addresses, upstream].concat())
         .0
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .expect("the program can be started");
-    let mut log = std::io::BufReader::new(child.stdout.take().expect("piped"));
-    let mut line = String::new();
-    while !line.contains("administrative listener") {
-        line.clear();
-        assert_ne!(log.read_line(&mut line).expect("a log"), 0, "it ended");
+    let mut log = BufReader::new(child.stdout.take().expect("piped"));
+    let mut said = String::new();
+    while !said.contains("administrative listener") {
+        assert_ne!(log.read_line(&mut said).expect("a log"), 0, "it ended: {said}");
     }
-    (child, log)
+    (child, log, said)
+}
+
+#[test]
+fn serve_says_which_upstreams_it_has_and_who_named_them() {
+    for (upstream, url, from) in [
+        (&[][..], "http://127.0.0.1:5001", "default"),
+        (
+            &["--upstream", "http://127.0.0.1:9"],
+            "http://127.0.0.1:9",
+            "flag --upstream",
+        ),
+    ] {
+        let (mut child, _log, said) = serving(upstream);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let line = said
+            .lines()
+            .find(|line| line.contains("replicas"))
+            .unwrap_or(&said);
+        assert!(line.contains(url) && line.contains(from), "{said}");
+    }
 }
 
 #[test]
 fn serve_drains_and_ends_with_0_after_sigterm_or_sigint() {
     for signal in ["-TERM", "-INT"] {
-        let (mut child, mut log) = serving();
+        let (mut child, mut log, _) = serving(&["--upstream", "http://127.0.0.1:9"]);
         let pid = child.id().to_string();
         assert!(
             Command::new("kill")

@@ -155,12 +155,12 @@ impl CacheControl {
             }
             Selection::All => None,
         };
-        match (tag, soft) {
-            (Some(tag), false) => shared.tags.bump(&[tag]),
-            (Some(tag), true) => shared.tags.mark_stale(tag),
-            (None, false) => shared.tags.bump_all(),
-            (None, true) => shared.tags.mark_all_stale(),
-        }
+        let told = match (tag, soft) {
+            (Some(tag), false) => shared.coherence.bump(&[tag]),
+            (Some(tag), true) => shared.coherence.mark_stale(tag),
+            (None, false) => shared.coherence.bump_all(),
+            (None, true) => shared.coherence.mark_all_stale(),
+        };
         let touched = if soft { Validity::Stale } else { Validity::Ended };
         let mut entries = 0;
         for (key, entry) in shared.l1.iter() {
@@ -193,7 +193,7 @@ impl CacheControl {
 
     fn status(&self, key: &Key, entry: &Entry) -> EntryStatus {
         let now = self.shared.clock.now().monotonic;
-        let validity = self.shared.tags.validity(&entry.versions);
+        let validity = self.shared.validity(entry, now);
         let state = match (validity, entry.staleness(validity == Validity::Stale, now)) {
             (Validity::Ended, _) => "ended",
             (_, Staleness::Fresh) => "fresh",

@@ -34,6 +34,8 @@ pub(super) struct Entry {
     pub template: &'static str,
     /// When it was asked for: the time that the answer took is part of its age (RFC 9111 section 4.2.3).
     pub asked_at: Instant,
+    /// When it was last known to be what all instances would give: when it was asked for, or found in the shared tier.
+    pub checked_at: Instant,
     /// Its lifetimes from then on, and how old it was.
     pub life: Storable,
     /// What it depends on.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::cache_status::{CacheStatus, Forward};
 use super::coalesce::{Flights, Landing, Leader};
+use super::coherence::Coherence;
 use super::entry::{Entry, Fate, Staleness};
 use super::fill::{Collected, INCOMPLETE, collect};
 use super::freshness;
@@ -23,7 +24,10 @@ use super::metrics::CacheMetrics;
 use super::packed::Packed;
 use super::plan::StaleUse;
 use super::request_control::Selective;
+use super::shared_flight::TakeOff;
+use super::tier::SharedVersions;
 use super::tier::l1_memory::{L1, default_max_bytes};
+use super::tier::l2::{Found, L2, Lease};
 use crate::config::CacheConfig;
 use crate::types::failure::Origin;
 use crate::types::ids::{Tag, TagKind};
@@ -48,6 +52,10 @@ pub(super) struct Shared {
     pub l1: L1,
     pub flights: Flights,
     pub tags: Arc<TagTable>,
+    /// Everything that ends answers goes through it.
+    pub coherence: Arc<Coherence>,
+    /// What instances share.
+    pub l2: Option<Arc<L2>>,
     pub refreshes: Arc<Semaphore>,
     unshared: moka::sync::Cache<Key, Instant>,
 }
@@ -76,18 +84,33 @@ pub(super) enum Fetched {
         /// What only the client that asked gets.
         cookies: Vec<HeaderValue>,
     },
+    /// The answer that another instance fetched meanwhile.
+    Elsewhere(Arc<Entry>),
     /// An answer for the client that asked, and why it is not shared.
     Unshared(Response<Body>, &'static str),
 }
 
 impl Shared {
-    pub(super) fn new(config: CacheConfig, clock: Clock, metrics: CacheMetrics) -> Self {
+    /// In this process alone.
+    pub(super) fn alone(config: CacheConfig, clock: Clock, metrics: CacheMetrics) -> Self {
+        let tags = Arc::new(TagTable::new(clock.now().monotonic));
+        let coherence = Arc::new(Coherence::alone(tags.clone(), clock.clone()));
+        Self::new(config, clock, metrics, tags, coherence, None)
+    }
+
+    pub(super) fn new(
+        config: CacheConfig,
+        clock: Clock,
+        metrics: CacheMetrics,
+        tags: Arc<TagTable>,
+        coherence: Arc<Coherence>,
+        l2: Option<Arc<L2>>,
+    ) -> Self {
         let max_bytes = config
             .local
             .max_bytes
             .map_or_else(default_max_bytes, |size| size.0);
         let l1 = L1::new(max_bytes, Duration::from_secs(config.ttl_seconds), &metrics);
-        let tags = Arc::new(TagTable::new(clock.now().monotonic));
         Self {
             config,
             clock,
@@ -95,9 +118,16 @@ impl Shared {
             l1,
             flights: Flights::new(),
             tags,
+            coherence,
+            l2,
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
             unshared: moka::sync::Cache::new(UNSHARED_KEYS),
         }
+    }
+
+    /// How long a client waits until the other instances are told what its request changed.
+    pub(super) fn patience(&self) -> Duration {
+        self.l2.as_ref().map_or(Duration::ZERO, |l2| l2.timeout())
     }
 
     /// The versions of everything that can end an answer to such a request. Take them before the fetch begins.
@@ -109,6 +139,58 @@ impl Shared {
             Tag::of(TagKind::Principal, principal.unwrap_or_default().as_bytes()),
             Tag::of(TagKind::Key, &key.prefix()),
         ]))
+    }
+
+    /// What has become of an answer that is in memory.
+    pub(super) fn validity(&self, entry: &Entry, now: Instant) -> Validity {
+        match self.coherence.trusts(entry.checked_at, now) {
+            true => self.tags.validity(&entry.versions),
+            // Somebody may have ended it, and we would not have heard.
+            false => Validity::Ended,
+        }
+    }
+
+    /// Whether anything is kept anywhere.
+    pub(super) fn keeps(&self) -> bool {
+        self.config.enable_local || self.l2.is_some()
+    }
+
+    /// Puts an answer in memory, if answers are kept there; tells whether it can be found there or in the tier
+    /// that instances share, where it came from or goes.
+    pub(super) fn keep(&self, key: Key, entry: &Arc<Entry>) -> bool {
+        if self.config.enable_local {
+            self.l1.insert(key, entry.clone())
+        } else {
+            self.l2.as_ref().is_some_and(|l2| l2.is_open())
+        }
+    }
+
+    /// What the tier that instances share has under a key; an answer that may be used is in memory afterwards.
+    pub(super) async fn read_shared(
+        &self,
+        key: &Key,
+        template: &'static str,
+        versions: &TagVersions,
+    ) -> Found {
+        let Some(l2) = &self.l2 else {
+            return Found::default();
+        };
+        // What may still change is kept nowhere; another instance may not know that it may.
+        if !self.tags.is_settled(versions, self.clock.now().monotonic) {
+            return Found::default();
+        }
+        let mut found = l2.read(key, template, versions).await;
+        // A change may have happened here meanwhile.
+        if self.tags.validity(versions) != Validity::Current {
+            return Found::default();
+        }
+        if let Some(entry) = &found.entry
+            && !self.keep(*key, entry)
+        {
+            // There is a newer one.
+            found.entry = None;
+        }
+        found
     }
 
     /// Whether the answers of this key were not to be waited for a short while ago.
@@ -123,10 +205,20 @@ impl Shared {
         fetch: impl Future<Output = Result<Response<Body>, Failure>> + Send,
         miss: &Miss,
         versions: TagVersions,
+        shared: Option<SharedVersions>,
     ) -> Result<Fetched, Failure> {
-        let fetched = self.fill(fetch, miss, versions).await;
+        let (shared, lease) = match self.take_off(miss, &versions, shared).await {
+            TakeOff::Elsewhere(entry) => {
+                leader.land(Landing::Shared(entry.clone(), true));
+                return Ok(Fetched::Elsewhere(entry));
+            }
+            TakeOff::Alone(shared) => (shared, None),
+            TakeOff::Leading(shared, lease) => (shared, Some(lease)),
+        };
+        let fetched = self.fill(fetch, miss, versions, shared, lease).await;
         leader.land(match &fetched {
             Ok(Fetched::Shared { entry, stored, .. }) => Landing::Shared(entry.clone(), *stored),
+            Ok(Fetched::Elsewhere(entry)) => Landing::Shared(entry.clone(), true),
             Ok(Fetched::Unshared(response, reason)) if is_no_answer(response.status(), reason) => {
                 Landing::Refused(response.status())
             }
@@ -147,8 +239,19 @@ impl Shared {
         versions: TagVersions,
         old: &Entry,
     ) {
-        let failed = match self.lead(leader, fetch, miss, versions).await {
-            Ok(Fetched::Shared { .. }) => false,
+        let found = self
+            .read_shared(&miss.key, miss.outcome.template, &versions)
+            .await;
+        if let Some(entry) = found.entry
+            && entry.asked_at > old.asked_at
+            && entry.staleness(false, self.clock.now().monotonic) == Staleness::Fresh
+        {
+            // Another instance was quicker.
+            self.metrics.refreshed.inc();
+            return leader.land(Landing::Shared(entry, true));
+        }
+        let failed = match self.lead(leader, fetch, miss, versions, found.versions).await {
+            Ok(Fetched::Shared { .. } | Fetched::Elsewhere(_)) => false,
             Ok(Fetched::Unshared(response, reason)) => is_no_answer(response.status(), reason),
             Err(_) => true,
         };
@@ -166,6 +269,8 @@ impl Shared {
         fetch: impl Future<Output = Result<Response<Body>, Failure>> + Send,
         miss: &Miss,
         versions: TagVersions,
+        shared: Option<SharedVersions>,
+        lease: Option<Lease>,
     ) -> Result<Fetched, Failure> {
         let asked_at = self.clock.now().monotonic;
         let response = fetch.await?;
@@ -212,6 +317,7 @@ impl Shared {
             packed: Packed::new(&head.headers, &body),
             template: miss.outcome.template,
             asked_at,
+            checked_at: asked_at,
             life: storable,
             versions,
             fate: Fate::default(),
@@ -219,7 +325,13 @@ impl Shared {
         let stored = self.tags.validity(&entry.versions) != Validity::Ended
             // Asked when a write could still take effect, it may be from before that, whenever it came.
             && self.tags.is_settled(&entry.versions, asked_at)
-            && self.l1.insert(miss.key, entry.clone());
+            && self.keep(miss.key, &entry);
+        if stored
+            && let Some(l2) = &self.l2
+            && let Some(shared) = shared
+        {
+            l2.store(miss.key, &entry, shared, lease);
+        }
         Ok(Fetched::Shared {
             entry,
             stored,
@@ -237,8 +349,8 @@ impl Shared {
             || response.status() == StatusCode::TOO_MANY_REQUESTS
             || reason == INCOMPLETE;
         if !no_change && self.l1.remove(&miss.key) {
-            // Fetches of the same that are under way may bring back what was true before.
-            self.tags.bump(&[Tag::of(TagKind::Key, &miss.key.prefix())]);
+            // Fetches of the same that are under way may bring back what was true before; and others have it, too.
+            drop(self.coherence.bump(&[Tag::of(TagKind::Key, &miss.key.prefix())]));
         }
         Fetched::Unshared(response, reason)
     }
@@ -246,8 +358,9 @@ impl Shared {
     /// What a request may be given after its fetch failed.
     pub(super) fn fallback(&self, miss: &Miss) -> Option<Arc<Entry>> {
         let entry = miss.stale.as_ref()?;
-        let validity = self.tags.validity(&entry.versions);
-        let staleness = entry.staleness(validity == Validity::Stale, self.clock.now().monotonic);
+        let now = self.clock.now().monotonic;
+        let validity = self.validity(entry, now);
+        let staleness = entry.staleness(validity == Validity::Stale, now);
         (validity != Validity::Ended && staleness != Staleness::Expired).then(|| entry.clone())
     }
 
@@ -279,7 +392,7 @@ impl Shared {
         mut miss: Miss,
     ) -> Result<Response<Body>, Failure> {
         let refused = match &fetched {
-            Ok(Fetched::Shared { .. }) => None,
+            Ok(Fetched::Shared { .. } | Fetched::Elsewhere(_)) => None,
             Ok(Fetched::Unshared(response, reason)) => {
                 is_no_answer(response.status(), reason).then(|| Some(response.status()))
             }
@@ -310,6 +423,7 @@ impl Shared {
                 finish(&mut response, miss.outcome);
                 Ok(response)
             }
+            Ok(Fetched::Elsewhere(entry)) => Ok(self.collapsed(&entry, true, miss)),
             Ok(Fetched::Unshared(mut response, reason)) => {
                 let status = CacheStatus {
                     forward: Some(miss.forward),

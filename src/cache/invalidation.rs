@@ -101,6 +101,65 @@ impl TagTable {
         }
     }
 
+    /// The slots in which `tags` are, each once. They are the same in every process.
+    pub fn slots(tags: &[Tag]) -> Vec<u16> {
+        let mut slots: Vec<_> = tags.iter().map(|tag| Self::index(*tag) as u16).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
+
+    /// How many slots there are.
+    pub fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    /// Ends every answer that depends on a tag in this slot, as another instance tells.
+    pub fn bump_slot(&self, slot: u16) {
+        if let Some(version) = self.versions.get(usize::from(slot)) {
+            version.fetch_add(HARD_ONE, Ordering::SeqCst);
+        }
+    }
+
+    /// Keeps nothing that depends on a tag in this slot until `wait` has passed, or until
+    /// [`settle_slot`](Self::settle_slot) says that `batch` is done. No batch can say that of two writes: then, and
+    /// without a batch, time alone does.
+    pub fn unsettle_slot(&self, slot: u16, now: Instant, wait: Duration, batch: Option<Batch>) {
+        let (now, until) = (self.millis(now), self.millis(now + wait));
+        let batch = batch.map_or(0, |batch| u64::from(batch.digest()));
+        let next = |mark: u64| {
+            let held = mark >> BATCH_BITS;
+            Some(held.max(until) << BATCH_BITS | if held <= now { batch } else { 0 })
+        };
+        if let Some(mark) = self.unsettled.get(usize::from(slot)) {
+            // Cannot fail: `next` always has a value.
+            let _ = mark.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
+        }
+    }
+
+    /// Dify has done all that it had to do for `batch`. What depends on a tag in this slot may be stored again if
+    /// that is what it waited for, and nothing else; whether it was.
+    pub fn settle_slot(&self, slot: u16, batch: Batch) -> bool {
+        let next = |mark| (mark & BATCH == u64::from(batch.digest())).then_some(0);
+        let mark = self.unsettled.get(usize::from(slot));
+        mark.is_some_and(|mark| {
+            mark.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next)
+                .is_ok()
+        })
+    }
+
+    /// Whether what depends on `tag` waits for `batch` alone.
+    pub fn waits_for(&self, tag: Tag, batch: Batch) -> bool {
+        self.unsettled[Self::index(tag)].load(Ordering::SeqCst) & BATCH == u64::from(batch.digest())
+    }
+
+    /// Makes every answer stale that depends on a tag in this slot.
+    pub fn mark_slot_stale(&self, slot: u16) {
+        if let Some(version) = self.versions.get(usize::from(slot)) {
+            mark(version);
+        }
+    }
+
     /// Ends every answer there is.
     pub fn bump_all(&self) {
         for version in &self.versions {
@@ -119,39 +178,21 @@ impl TagTable {
     }
 
     /// The same as [`bump`](Self::bump), for a write that may still take effect: answers that depend on `tags`
-    /// are not stored until `wait` has passed, or [`settle`](Self::settle) says that `batch` is done. No batch
-    /// can say that of two writes: then, and without a batch, time alone does.
+    /// are not stored for a while, see [`unsettle_slot`](Self::unsettle_slot).
     pub fn bump_unsettled(&self, tags: &[Tag], now: Instant, wait: Duration, batch: Option<Batch>) {
-        let (now, until) = (self.millis(now), self.millis(now + wait));
-        let digest = batch.map_or(0, |batch| u64::from(batch.digest()));
-        let next = |mark: u64| {
-            let held = mark >> BATCH_BITS;
-            let alone = held <= now;
-            Some(held.max(until) << BATCH_BITS | if alone { digest } else { 0 })
-        };
-        for tag in tags {
-            // Cannot fail: `next` always has a value.
-            let _ = self.unsettled[Self::index(*tag)].fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
+        for slot in Self::slots(tags) {
+            self.unsettle_slot(slot, now, wait, batch);
         }
         self.bump(tags);
     }
 
-    /// Dify has done all that it had to do for `batch`: ends what depends on those of `tags` that wait for this
-    /// and nothing else, and lets it be stored anew. Whether there were any.
+    /// Ends what depends on `tags`, which `batch` has changed until now, and lets it be stored anew where nothing
+    /// else is waited for; whether there is any such.
     pub fn settle(&self, tags: &[Tag], batch: Batch) -> bool {
-        let mut any = false;
-        for tag in tags {
-            let mark = &self.unsettled[Self::index(*tag)];
-            let held = mark.load(Ordering::SeqCst);
-            if held & BATCH == u64::from(batch.digest()) {
-                // First, so that nothing is stored that was fetched while the work went on.
-                self.bump(std::slice::from_ref(tag));
-                any |= mark
-                    .compare_exchange(held, 0, Ordering::SeqCst, Ordering::SeqCst)
-                    .is_ok();
-            }
-        }
-        any
+        // First, so that nothing is stored that was fetched while the work went on.
+        self.bump(tags);
+        let settle = |any, slot| self.settle_slot(slot, batch) || any;
+        Self::slots(tags).into_iter().fold(false, settle)
     }
 
     /// Whether an answer with these tags may be stored at `now`.
@@ -169,6 +210,11 @@ impl TagTable {
 }
 
 impl TagVersions {
+    /// The slots of the table that they are of.
+    pub fn slots(&self) -> impl Iterator<Item = u16> + '_ {
+        self.0.iter().map(|version| (version >> INDEX_SHIFT) as u16)
+    }
+
     /// Whether a change of `tag` would be seen.
     pub fn cover(&self, tag: Tag) -> bool {
         let index = TagTable::index(tag) as u64;

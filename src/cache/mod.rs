@@ -5,11 +5,14 @@
 
 pub mod cache_status;
 mod coalesce;
+mod codec;
+mod coherence;
 pub mod control;
 mod entry;
 mod fetching;
 mod fill;
 pub mod freshness;
+mod instances;
 pub mod invalidation;
 pub mod key;
 mod metrics;
@@ -19,6 +22,7 @@ mod repeat;
 pub mod request_control;
 mod service;
 mod settle;
+mod shared_flight;
 mod signed_urls;
 mod sync;
 #[cfg(test)]
@@ -26,5 +30,6 @@ mod tests;
 pub mod tier;
 mod write_guard;
 
-pub use metrics::CacheMetrics;
+pub use instances::Background;
+pub use metrics::{CacheMetrics, SharedMetrics};
 pub use service::{Cache, CacheLayer};

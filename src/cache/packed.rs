@@ -34,6 +34,25 @@ impl Packed {
         }
     }
 
+    /// Where the content begins, and everything.
+    pub(super) fn parts(&self) -> (u32, &[u8]) {
+        (self.content, &self.bytes)
+    }
+
+    /// What [`parts`](Self::parts) gave; `None` when it cannot be that.
+    pub(super) fn from_parts(content: u32, bytes: Bytes) -> Option<Self> {
+        let mut fields = bytes.get(..content as usize)?;
+        while !fields.is_empty() {
+            let (name, value) = (fields.try_get_u16().ok()?, fields.try_get_u32().ok()?);
+            let (name, rest) = fields.split_at_checked(name.into())?;
+            let (value, rest) = rest.split_at_checked(value as usize)?;
+            HeaderName::from_bytes(name).ok()?;
+            HeaderValue::from_bytes(value).ok()?;
+            fields = rest;
+        }
+        Some(Self { bytes, content })
+    }
+
     /// The fields, in their order; the values share this memory.
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(16);

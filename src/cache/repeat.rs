@@ -38,7 +38,7 @@ impl Repeat for StoredAnswer {
         let entry = shared.l1.get(&self.key)?;
         let same = std::ptr::eq(Arc::as_ptr(&entry), self.entry.as_ptr());
         if !same
-            || shared.tags.validity(&entry.versions) != Validity::Current
+            || shared.validity(&entry, now) != Validity::Current
             || entry.staleness(false, now) != Staleness::Fresh
         {
             return None;
@@ -48,6 +48,7 @@ impl Repeat for StoredAnswer {
         {
             return None;
         }
+        shared.metrics.l1_hits.inc();
         CacheStatus::hit(entry.signed_ttl(now), &self.key, self.detail).push(cache_status);
         Some(Again {
             body: entry.packed.body(),

@@ -22,6 +22,7 @@ use super::plan::{Plan, StaleUse, Verdict, judge};
 use super::repeat::StoredAnswer;
 use super::request_control::RequestControl;
 use super::settle::Watch;
+use super::tier::SharedVersions;
 use super::write_guard::WriteGuard;
 use crate::config::CacheConfig;
 use crate::types::ids::Principal;
@@ -38,10 +39,15 @@ pub struct CacheLayer {
 }
 
 impl CacheLayer {
-    /// An empty cache.
+    /// An empty cache in this process alone.
     pub fn new(config: CacheConfig, clock: Clock, metrics: CacheMetrics) -> Self {
+        Self::of(Shared::alone(config, clock, metrics))
+    }
+
+    /// A cache with this state.
+    pub(super) fn of(shared: Shared) -> Self {
         Self {
-            shared: Arc::new(Shared::new(config, clock, metrics)),
+            shared: Arc::new(shared),
         }
     }
 
@@ -66,6 +72,35 @@ impl<S> Layer<S> for CacheLayer {
 pub struct Cache<S> {
     shared: Arc<Shared>,
     inner: S,
+}
+
+/// Where a stored answer was found.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// In this process; the class of its route.
+    Memory(&'static str),
+    /// In the tier that instances share.
+    Shared,
+}
+
+impl Source {
+    /// The word for `Cache-Status`.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory(class) => class,
+            Self::Shared => "l2",
+        }
+    }
+}
+
+/// What comes of a stored answer.
+enum Use {
+    /// It is given.
+    Answer(Response<Body>),
+    /// The origin has to evaluate a condition or range.
+    Condition,
+    /// The origin has to be asked, and why; what may be given if it fails.
+    Fetch(Forward, Option<Arc<Entry>>),
 }
 
 /// A hit is ready at once and is not boxed.
@@ -110,7 +145,7 @@ where
             &request.parts.headers,
             !request.body.is_empty(),
             &request.decision,
-            self.shared.config.enable_local,
+            self.shared.keeps(),
         );
         match plan {
             Plan::Write => self.write(request, outcome),
@@ -160,6 +195,7 @@ where
             guard.sent();
         }
         let pass = self.pass(request, outcome, Forward::Method, outcome.class.as_str());
+        let patience = self.shared.patience();
         CacheFuture::Pending(Box::pin(async move {
             match pass.await {
                 Ok(response) => {
@@ -167,7 +203,8 @@ where
                         guard.settle();
                         return Ok(response);
                     }
-                    guard.answered();
+                    // Who asks another instance next shall see what was written here.
+                    guard.answered().within(patience).await;
                     if outcome.class == RouteClass::Generation {
                         return Ok(guard.until_end_of(response));
                     }
@@ -192,53 +229,132 @@ where
     ) -> CacheFuture {
         let shared = &self.shared;
         let key = Key::of(&request.parts, &request.client, principal);
-        let now = shared.clock.now().monotonic;
-        let mut forward = if control.no_cache {
-            Forward::Request
-        } else {
-            Forward::UriMiss
+        let found = shared.l1.get(&key);
+        let source = Source::Memory(request.decision.class.as_str());
+        let found = self.use_stored(&request, key, found, source, &control, &mut outcome);
+        match &found {
+            Use::Answer(_) => shared.metrics.l1_hits.inc(),
+            _ => shared.metrics.l1_misses.inc(),
+        }
+        match found {
+            Use::Answer(response) => CacheFuture::Ready(Some(Ok(response))),
+            Use::Condition => self.pass(request, outcome, Forward::Request, "condition"),
+            Use::Fetch(forward, stale) => match &shared.l2 {
+                Some(l2) if l2.is_open() => {
+                    let this = self.clone();
+                    CacheFuture::Pending(Box::pin(async move {
+                        this.look_up_shared(request, outcome, key, control).await
+                    }))
+                }
+                _ => self.without(request, outcome, key, &control, (forward, stale), None),
+            },
+        }
+    }
+
+    /// Looks in the tier that instances share, then for what has come to memory meanwhile.
+    async fn look_up_shared(
+        self,
+        request: ClassifiedRequest,
+        mut outcome: Outcome,
+        key: Key,
+        control: RequestControl,
+    ) -> Result<Response<Body>, Failure> {
+        let shared = &self.shared;
+        let versions = shared.versions(&request.decision, &key);
+        let found = shared
+            .read_shared(&key, request.decision.template, &versions)
+            .await;
+        let (entry, source) = match found.entry {
+            Some(entry) => (Some(entry), Source::Shared),
+            None => (
+                shared.l1.get(&key),
+                Source::Memory(request.decision.class.as_str()),
+            ),
         };
-        let mut stale = None;
-        if let Some(entry) = shared.l1.get(&key) {
-            let validity = shared.tags.validity(&entry.versions);
-            match judge(&entry, validity, &request.parts.headers, &control, now) {
-                Verdict::Hit => {
-                    outcome.cache = CacheOutcome::Hit;
-                    let hot = shared
-                        .config
-                        .refresh_ahead
-                        .as_ref()
-                        .is_some_and(|ahead| entry.is_hot_and_ageing(ahead.last.0, ahead.min_hits, now));
-                    let detail = if hot && self.refresh(&request, key, &entry, now) {
-                        "refresh-ahead"
-                    } else {
-                        request.decision.class.as_str()
-                    };
-                    let mut response = stored(&entry, &request.parts.method, &key, outcome, detail, now);
-                    if !hot && control == RequestControl::default() {
-                        let repeat = StoredAnswer::new(shared.clone(), key, &entry, detail);
-                        response.extensions_mut().insert(Repeatable(Arc::new(repeat)));
-                    }
-                    return CacheFuture::Ready(Some(Ok(response)));
-                }
-                Verdict::Stale(reason) => {
-                    outcome.cache = CacheOutcome::Stale;
-                    match reason {
-                        StaleUse::WhileRevalidating => shared.metrics.stale_while_revalidate.inc(),
-                        StaleUse::OnError => shared.metrics.stale_if_error.inc(),
-                    }
-                    self.refresh(&request, key, &entry, now);
-                    let response = stored(&entry, &request.parts.method, &key, outcome, reason.as_str(), now);
-                    return CacheFuture::Ready(Some(Ok(response)));
-                }
-                Verdict::Fallback => {
-                    forward = Forward::Stale;
-                    stale = Some(entry);
-                }
-                Verdict::Forward(why) => forward = why,
-                Verdict::Condition => return self.pass(request, outcome, Forward::Request, "condition"),
+        match self.use_stored(&request, key, entry, source, &control, &mut outcome) {
+            Use::Answer(response) => Ok(response),
+            Use::Condition => self.pass(request, outcome, Forward::Request, "condition").await,
+            Use::Fetch(forward, stale) => {
+                self.without(request, outcome, key, &control, (forward, stale), found.versions)
+                    .await
             }
         }
+    }
+
+    /// What a stored answer is good for, and the answer itself if it is good enough.
+    fn use_stored(
+        &self,
+        request: &ClassifiedRequest,
+        key: Key,
+        found: Option<Arc<Entry>>,
+        source: Source,
+        control: &RequestControl,
+        outcome: &mut Outcome,
+    ) -> Use {
+        let shared = &self.shared;
+        let now = shared.clock.now().monotonic;
+        let Some(entry) = found else {
+            let forward = if control.no_cache {
+                Forward::Request
+            } else {
+                Forward::UriMiss
+            };
+            return Use::Fetch(forward, None);
+        };
+        let validity = shared.validity(&entry, now);
+        match judge(&entry, validity, &request.parts.headers, control, now) {
+            Verdict::Hit => {
+                outcome.cache = CacheOutcome::Hit;
+                let hot = shared
+                    .config
+                    .refresh_ahead
+                    .as_ref()
+                    .is_some_and(|ahead| entry.is_hot_and_ageing(ahead.last.0, ahead.min_hits, now));
+                let detail = if hot && self.refresh(request, key, &entry, now) {
+                    "refresh-ahead"
+                } else {
+                    source.as_str()
+                };
+                let mut response = stored(&entry, &request.parts.method, &key, *outcome, detail, now);
+                if !hot && *control == RequestControl::default() && matches!(source, Source::Memory(_)) {
+                    let repeat = StoredAnswer::new(shared.clone(), key, &entry, detail);
+                    response.extensions_mut().insert(Repeatable(Arc::new(repeat)));
+                }
+                Use::Answer(response)
+            }
+            Verdict::Stale(reason) => {
+                outcome.cache = CacheOutcome::Stale;
+                match reason {
+                    StaleUse::WhileRevalidating => shared.metrics.stale_while_revalidate.inc(),
+                    StaleUse::OnError => shared.metrics.stale_if_error.inc(),
+                }
+                self.refresh(request, key, &entry, now);
+                Use::Answer(stored(
+                    &entry,
+                    &request.parts.method,
+                    &key,
+                    *outcome,
+                    reason.as_str(),
+                    now,
+                ))
+            }
+            Verdict::Fallback => Use::Fetch(Forward::Stale, Some(entry)),
+            Verdict::Forward(why) => Use::Fetch(why, None),
+            Verdict::Condition => Use::Condition,
+        }
+    }
+
+    /// Nothing stored is the answer. `versions`: those that the tier which instances share has, if the answer may
+    /// be stored there.
+    fn without(
+        &self,
+        request: ClassifiedRequest,
+        outcome: Outcome,
+        key: Key,
+        control: &RequestControl,
+        (forward, stale): (Forward, Option<Arc<Entry>>),
+        versions: Option<SharedVersions>,
+    ) -> CacheFuture {
         if control.only_if_cached {
             let failure = Failure::new(
                 FailureKind::OnlyIfCached,
@@ -250,11 +366,12 @@ where
             return self.pass(request, outcome, forward, "head");
         }
         let miss = miss(&request, key, forward, outcome, stale);
-        self.begin(request, miss, now)
+        self.begin(request, miss, versions)
     }
 
-    fn begin(&self, request: ClassifiedRequest, miss: Miss, now: Instant) -> CacheFuture {
+    fn begin(&self, request: ClassifiedRequest, miss: Miss, all: Option<SharedVersions>) -> CacheFuture {
         let shared = self.shared.clone();
+        let now = shared.clock.now().monotonic;
         let versions = shared.versions(&request.decision, &miss.key);
         // What cannot be shared must not make others wait for it. Unknown routes are of that kind until the
         // origin says otherwise; a request that refuses stored answers wants one of its own; and while a write may
@@ -282,7 +399,7 @@ where
                         return Err(with_outcome(failure, miss.outcome));
                     }
                 }
-                let fetched = shared.fill(fetch, &miss, versions).await;
+                let fetched = shared.fill(fetch, &miss, versions, all, None).await;
                 shared.answer(fetched, miss)
             })),
             Some(Role::Leader(leader)) => {
@@ -290,7 +407,7 @@ where
                 let (leading, led) = (shared.clone(), miss.clone());
                 // Detached from the request that began it: its end must not be the end for those who wait.
                 tokio::spawn(async move {
-                    let fetched = leading.lead(leader, fetch, &led, versions).await;
+                    let fetched = leading.lead(leader, fetch, &led, versions, all).await;
                     // Nobody listens when the client has gone: then an answer that is not shared ends here.
                     let _ = answer.send(fetched);
                 });
@@ -302,7 +419,7 @@ where
                 }))
             }
             None => CacheFuture::Pending(Box::pin(async move {
-                let fetched = shared.fill(fetch, &miss, versions).await;
+                let fetched = shared.fill(fetch, &miss, versions, all, None).await;
                 shared.answer(fetched, miss)
             })),
         }

@@ -53,14 +53,15 @@ impl Watch {
         }
         let (bytes, response) = seen(response).await;
         if bytes.is_some_and(|bytes| is_over(&bytes)) {
-            let table = &self.shared.tags;
+            let shared = &self.shared;
             // A write that came in between may have begun work of which this answer does not know yet.
             let untouched = |(tag, version): &(Tag, TagVersions)| {
-                (table.validity(version) != Validity::Ended).then_some(*tag)
+                (shared.tags.validity(version) != Validity::Ended).then_some(*tag)
             };
             let tags: Tags = self.tags.iter().filter_map(untouched).collect();
-            if table.settle(&tags, self.batch) {
-                self.shared.metrics.settled.inc();
+            if let Some(told) = shared.coherence.settle(&tags, self.batch) {
+                shared.metrics.settled.inc();
+                told.within(shared.patience()).await;
             }
         }
         response

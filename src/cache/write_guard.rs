@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::{Frame, SizeHint};
 
+use super::coherence::Told;
 use super::fetching::Shared;
 use super::settle;
 use crate::types::ids::{Batch, Tag, Tags};
@@ -42,15 +43,15 @@ impl WriteGuard {
         }
     }
 
-    /// The write goes out.
+    /// The write goes out. The others need not know before it is answered.
     pub(super) fn sent(&self) {
-        self.shared.tags.bump(&self.tags);
+        self.shared.coherence.bump_here(&self.tags);
     }
 
     /// The upstream has answered.
-    pub(super) fn answered(&self) {
+    pub(super) fn answered(&self) -> Told {
         self.shared.metrics.invalidations.inc();
-        self.shared.tags.bump(&self.tags);
+        self.shared.coherence.bump(&self.tags)
     }
 
     /// Nothing more can come of it.
@@ -66,8 +67,10 @@ impl WriteGuard {
             return response;
         }
         let (batch, response) = settle::batch_begun_by(response).await;
-        self.go_on(batch);
+        let told = self.go_on(batch);
+        let patience = self.shared.patience();
         self.settle();
+        told.within(patience).await;
         response
     }
 
@@ -76,8 +79,7 @@ impl WriteGuard {
         self.refused_by(&response);
         response.map(|body| {
             if body.is_empty() {
-                self.go_on(None);
-                self.settle();
+                self.end();
                 return body;
             }
             Body::stream(Guarded {
@@ -95,18 +97,23 @@ impl WriteGuard {
         }
     }
 
-    /// Dify works on.
-    fn go_on(&self, batch: Option<Batch>) {
+    /// The end of an answer, which does not wait until the other instances know.
+    fn end(self) {
         if !self.background.is_empty() {
-            self.shared.metrics.background.inc();
-            self.unsettle(&self.background, batch);
+            drop(self.go_on(None));
         }
+        self.settle();
     }
 
-    fn unsettle(&self, tags: &[Tag], batch: Option<Batch>) {
-        let now = self.shared.clock.now().monotonic;
+    /// Dify works on.
+    fn go_on(&self, batch: Option<Batch>) -> Told {
+        self.shared.metrics.background.inc();
+        self.unsettle(&self.background, batch)
+    }
+
+    fn unsettle(&self, tags: &[Tag], batch: Option<Batch>) -> Told {
         let wait = self.shared.config.unsettled_window.0;
-        self.shared.tags.bump_unsettled(tags, now, wait, batch);
+        self.shared.coherence.bump_unsettled(tags, wait, batch)
     }
 }
 
@@ -114,7 +121,8 @@ impl Drop for WriteGuard {
     fn drop(&mut self) {
         if self.open {
             self.shared.metrics.unsettled.inc();
-            self.unsettle(&self.tags, None);
+            // The client has gone, or waits for nothing any more.
+            drop(self.unsettle(&self.tags, None));
         }
     }
 }
@@ -139,9 +147,9 @@ impl http_body::Body for Guarded {
         }
         let ended = frame.is_none() || (matches!(frame, Some(Ok(_))) && self.body.is_end_stream());
         if ended && let Some(guard) = self.guard.take() {
-            guard.answered();
-            guard.go_on(None);
-            guard.settle();
+            // The last frame does not wait until the others know.
+            drop(guard.answered());
+            guard.end();
         }
         Poll::Ready(frame)
     }

@@ -99,7 +99,7 @@ pub struct ConfigArgs {
     /// Address of the administrative listener, like 127.0.0.1:9901.
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
-    /// Redis for a shared cache; accepted, but without effect in this version.
+    /// Redis that all instances share, like redis://127.0.0.1:6379/0; turns `cache.type: redis` on.
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
 }

@@ -36,6 +36,11 @@ async fn serve(loaded: Loaded) -> ExitCode {
     for warning in loaded.warnings() {
         tracing::warn!("{warning}");
     }
+    for (name, upstream) in &loaded.config.upstreams {
+        let replicas: Vec<_> = upstream.replicas.iter().map(|replica| &replica.url).collect();
+        let from = loaded.origin_of(&format!("upstreams.{name}.replicas"));
+        tracing::info!(name, ?replicas, from, "upstream");
+    }
     // Before anything is started, so that a signal during the start is not lost.
     let mut signals = match Signals::new() {
         Ok(signals) => signals,

@@ -1,9 +1,12 @@
 //! `cache`: what is kept, for how long and how much of it.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::request::CacheClass;
 use crate::types::units::{Ratio, Size, Span};
 
 /// The response cache.
@@ -51,6 +54,26 @@ impl Default for CacheConfig {
     }
 }
 
+impl CacheConfig {
+    /// Whether one instance fetches an answer of `class` while the others wait for it: as its `shared_flight`
+    /// says, else where waiting is worth it.
+    pub fn shares_flight(&self, class: CacheClass) -> bool {
+        let classes = &self.classes;
+        let ceiling = Span::secs(self.ttl_seconds);
+        let (class, default) = match class {
+            CacheClass::Never => return false,
+            CacheClass::Metadata => (
+                &classes.metadata,
+                classes.metadata.ttl.min(ceiling) >= Span::secs(30),
+            ),
+            CacheClass::Listing => (&classes.listing, false),
+            CacheClass::Run => (&classes.run, false),
+            CacheClass::Origin => (&classes.origin, true),
+        };
+        class.shared_flight.unwrap_or(default)
+    }
+}
+
 /// Where answers are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,8 +102,9 @@ impl LocalConfig {
     }
 }
 
-/// The Redis tier: what one instance fetched serves the others, and what one ends ends everywhere.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The Redis tier: what one instance fetched serves the others, and what one ends ends everywhere. `Debug` shows
+/// neither the URL nor the secret; serialized they are whole (`Config::redacted` hides them).
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisConfig {
     /// `redis://[user:password@]host:port[/db]`, `rediss://` for TLS, `redis-cluster://` and `redis-sentinel://`
@@ -93,7 +117,7 @@ pub struct RedisConfig {
     /// With it every value carries a keyed digest, and a value that somebody else wrote is not served. The same
     /// for all instances; at least 16 characters.
     pub secret: Option<String>,
-    /// A file that holds `secret`.
+    /// A file that holds the secret, in place of `secret`; read at start, white space around it is dropped.
     pub secret_file: Option<PathBuf>,
     /// A PEM file with the authorities to trust for TLS, in place of the system's.
     pub ca: Option<PathBuf>,
@@ -118,6 +142,74 @@ impl Default for RedisConfig {
             coherence_window: Span::secs(5),
             lease: Span::secs(2),
         }
+    }
+}
+
+impl RedisConfig {
+    /// Shorter secrets can be guessed.
+    const SECRET_LEAST: usize = 16;
+    /// Longer ones are the wrong file.
+    const SECRET_MOST: usize = 1024;
+
+    /// `secret`, or what is in `secret_file` without the white space around it; to be asked once, at start.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no usable secret: a sentence that names key and file.
+    pub fn secret(&self) -> Result<Option<String>, String> {
+        let (None, Some(file)) = (&self.secret, &self.secret_file) else {
+            return Ok(self.secret.clone());
+        };
+        let wrong = |why: String| format!("cache.redis.secret_file: {}: {why}", file.display());
+        let secret = read_secret(file).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        match Self::secret_problem(&secret) {
+            Some(problem) => Err(wrong(problem)),
+            None => Ok(Some(secret)),
+        }
+    }
+
+    /// Why `secret` cannot be used, if so. Refusing short ones also keeps the `***` that `check --print` shows in
+    /// its place from becoming a secret.
+    pub(super) fn secret_problem(secret: &str) -> Option<String> {
+        let (least, most) = (Self::SECRET_LEAST, Self::SECRET_MOST);
+        let length = secret.chars().count();
+        (!(least..=most).contains(&length))
+            .then(|| format!("a secret has from {least} to {most} characters, and this one has {length}"))
+    }
+}
+
+fn read_secret(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    // A character has up to four bytes; white space around the secret has room, too.
+    let most = RedisConfig::SECRET_MOST as u64 * 5;
+    std::fs::File::open(file)?.take(most).read_to_string(&mut text)?;
+    Ok(text.trim().to_owned())
+}
+
+impl fmt::Debug for RedisConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Taken apart, so that a new key cannot be forgotten here.
+        let Self {
+            url,
+            timeout,
+            prefix,
+            secret,
+            secret_file,
+            ca,
+            max_entry_bytes,
+            coherence_window,
+            lease,
+        } = self;
+        f.debug_struct("RedisConfig")
+            .field("url", &url.as_ref().map(|_| "***"))
+            .field("timeout", timeout)
+            .field("prefix", prefix)
+            .field("secret", &secret.as_ref().map(|_| "***"))
+            .field("secret_file", secret_file)
+            .field("ca", ca)
+            .field("max_entry_bytes", max_entry_bytes)
+            .field("coherence_window", coherence_window)
+            .field("lease", lease)
+            .finish()
     }
 }
 

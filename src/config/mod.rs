@@ -28,7 +28,7 @@ pub struct Config {
     pub listen: Vec<ListenConfig>,
     /// The administrative listener.
     pub admin: AdminConfig,
-    /// The servers behind, by name. At least one.
+    /// The servers behind, by name. At least one; when nobody names any, `api` at `http://127.0.0.1:5001`.
     pub upstreams: Upstreams,
     /// Which upstream serves which path; longest prefix wins. Default: everything goes to `api`, or to the
     /// only upstream there is.

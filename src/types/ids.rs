@@ -132,6 +132,11 @@ impl Batch {
         Self((((hash ^ (hash >> 32)) & 0xff_ffff) as u32).max(1))
     }
 
+    /// The batch with this digest; `None` for what is none.
+    pub fn from_digest(digest: u32) -> Option<Self> {
+        (1..=0xff_ffff).contains(&digest).then_some(Self(digest))
+    }
+
     /// The digest: 24 bits, never 0.
     pub fn digest(self) -> u32 {
         self.0

@@ -3,6 +3,9 @@
 //! Every problem is found, not only the first. Nothing here looks outside the configuration, but for
 //! [`unreadable_files`], which only warns: a file may be there later, on another machine.
 
+mod cache;
+mod redis_url;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -12,6 +15,7 @@ use http::uri::PathAndQuery;
 use super::error::Finding;
 use super::secrets;
 use super::tree::Path;
+use crate::config::cache::CacheType;
 use crate::config::{Config, Token, UpstreamConfig};
 use crate::types::units::Span;
 
@@ -57,23 +61,33 @@ pub(super) fn open_admin(config: &Config) -> Option<Finding> {
     ))
 }
 
-/// Certificates, keys and tokens that this process cannot read now.
+/// Certificates, keys, tokens and secrets that this process cannot read now.
 pub(super) fn unreadable_files(config: &Config) -> Vec<Finding> {
     let mut check = Check::default();
+    let mut files = Vec::new();
     for (index, listen) in config.listen.iter().enumerate() {
         let Some(tls) = &listen.tls else { continue };
-        for (name, file) in [("cert", &tls.cert), ("key", &tls.key)] {
-            if let Err(error) = std::fs::File::open(file) {
-                let path = key("listen").join(index).join("tls").join(name);
-                check.say(path, format!("cannot read {}: {error}", file.display()));
-            }
-        }
+        let at = key("listen").join(index).join("tls");
+        files.push((at.join("cert"), &tls.cert));
+        files.push((at.join("key"), &tls.key));
     }
-    if let Some(file) = &config.admin.token_file
-        && let Err(error) = std::fs::File::open(file)
-    {
-        let path = key("admin").join("token_file");
-        check.say(path, format!("cannot read {}: {error}", file.display()));
+    if let Some(file) = &config.admin.token_file {
+        files.push((key("admin").join("token_file"), file));
+    }
+    if config.cache.r#type == CacheType::Redis {
+        let (at, redis) = (key("cache").join("redis"), &config.cache.redis);
+        files.extend(
+            redis
+                .secret_file
+                .iter()
+                .map(|file| (at.join("secret_file"), file)),
+        );
+        files.extend(redis.ca.iter().map(|file| (at.join("ca"), file)));
+    }
+    for (path, file) in files {
+        if let Err(error) = std::fs::File::open(file) {
+            check.say(path, format!("cannot read {}: {error}", file.display()));
+        }
     }
     check.found
 }
@@ -304,48 +318,6 @@ impl Check {
             ("body_grace", limits.body_grace),
         ] {
             self.span(&at.join(name), span, false);
-        }
-    }
-
-    fn cache(&mut self, config: &Config) {
-        let (at, cache) = (key("cache"), &config.cache);
-        let year = LONGEST.as_secs() as usize;
-        self.number(
-            &at.join("ttl_seconds"),
-            usize::try_from(cache.ttl_seconds).unwrap_or(usize::MAX),
-            1,
-            year,
-        );
-        self.span(&at.join("signed_url_life"), cache.signed_url_life, false);
-        for (name, class) in cache.classes.named() {
-            let at = at.join("classes").join(name);
-            self.span(&at.join("ttl"), class.ttl, true);
-            self.span(
-                &at.join("stale_while_revalidate"),
-                class.stale_while_revalidate,
-                true,
-            );
-            self.span(&at.join("stale_if_error"), class.stale_if_error, true);
-        }
-        if let Some(ahead) = &cache.refresh_ahead {
-            let at = at.join("refresh_ahead");
-            if !(ahead.last.0 > 0.0 && ahead.last.0 < 1.0) {
-                self.say(at.join("last"), "must be more than 0% and less than 100%");
-            }
-        }
-        if let Some(most) = cache.local.max_bytes
-            && most.0 < cache.local.entry_limit()
-        {
-            self.say(
-                at.join("local").join("max_bytes"),
-                format!(
-                    "{most} is less than one entry may have (max_entry_bytes: {} bytes)",
-                    cache.local.entry_limit()
-                ),
-            );
-        }
-        if cache.local.max_entry_bytes.is_some_and(|most| most.0 > 1 << 30) {
-            self.say(at.join("local").join("max_entry_bytes"), "must be at most 1GiB");
         }
     }
 

@@ -1,10 +1,11 @@
-//! Keys that are accepted, because they are promised, but have no effect in this version.
+//! Keys that are accepted, because they are promised, but have no effect in this version, or beside others.
 //!
 //! `check` prints them and `serve` logs them, so that nobody relies on what is not there.
 
 use super::error::Finding;
 use super::tree::Path;
 use crate::config::Config;
+use crate::config::cache::CacheType;
 use crate::config::upstreams::BalancePolicy;
 
 impl Config {
@@ -38,6 +39,12 @@ impl Config {
         }
 
         let cache = root.join("cache");
+        if self.cache.classes.not_found.shared_flight.is_some() {
+            say(
+                cache.join("classes").join("not_found").join("shared_flight"),
+                "whether an answer is a 404 is known only when it is fetched",
+            );
+        }
         if self.cache.answers.is_some() {
             say(cache.join("answers"), "generated answers are not cached");
         }
@@ -49,6 +56,12 @@ impl Config {
                 root.join("circuit_breaker"),
                 "failing replicas are found by `health_check` alone",
             );
+        }
+        if self.cache.r#type == CacheType::Memory && self.cache.redis.url.is_some() {
+            found.push(Finding::new(
+                cache.join("redis").join("url"),
+                "without effect: `cache.type` is `memory`, and only `redis` uses it",
+            ));
         }
         found
     }

@@ -28,6 +28,9 @@ pub use self::tree::{Origin, Path, Step};
 /// What the names of environment overrides begin with; the rest is the key path with `__` between its parts.
 pub const ENVIRONMENT_PREFIX: &str = "DIFY_EDGE__";
 
+/// Where dify-api listens when it is in the same pod or on the same machine.
+const DEFAULT_UPSTREAM: &str = "http://127.0.0.1:5001";
+
 /// More parts than any key path has; bounds the work that a variable's name can make.
 const MAX_PARTS: usize = 16;
 
@@ -52,7 +55,7 @@ pub struct Flags {
     pub listen: Vec<String>,
     /// Replaces `admin.address`.
     pub admin: Option<String>,
-    /// Sets `cache.type: redis` and `cache.redis.url`; not active in this version.
+    /// Sets `cache.type: redis` and `cache.redis.url`.
     pub redis: Option<String>,
 }
 
@@ -110,6 +113,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         tree.merge(layer);
     }
     merge_flags(&mut tree, &sources.flags);
+    default_upstream(&mut tree);
 
     let config: Config = serde_path_to_error::deserialize(tree.to_value())
         .map_err(|error| ConfigError::from_serde(&error, &tree))?;
@@ -157,9 +161,13 @@ fn read_variable(name: &str, text: &str, tree: &Node) -> Result<Node, ConfigErro
     // A token may look like a number, or like no YAML.
     let is_secret = keys.last().is_some_and(|key| secrets::is_secret(key));
     let value = match yaml::parse(text, &Text::Value(origin.clone())) {
-        Ok(node) if !is_secret || matches!(&node.kind, Kind::Scalar(value) if value.is_string()) => node,
+        Ok(node) if matches!(&node.kind, Kind::Scalar(value) if value.is_string()) => node,
         _ if is_secret => Node::from_value(text.into(), &origin),
-        Err(_) if wants_text() => Node::from_value(text.into(), &origin),
+        // No YAML, or `dify-edge:`, which is a map in YAML.
+        Err(_)
+        | Ok(Node {
+            kind: Kind::Map(_), ..
+        }) if wants_text() => Node::from_value(text.into(), &origin),
         Ok(node) => node,
         Err(refused) => return Err(refused.into()),
     };
@@ -194,6 +202,15 @@ fn merge_flags(tree: &mut Node, flags: &Flags) {
             "--redis",
             json!({ "cache": { "type": "redis", "redis": { "url": url } } }),
         );
+    }
+}
+
+/// Nobody wrote of upstreams: then dify-api is the neighbour in the pod. An empty map that somebody wrote stays.
+fn default_upstream(tree: &mut Node) {
+    let at = Path::default().join("upstreams");
+    if tree.at(&at).is_some_and(|node| node.origin == Origin::Default) {
+        let api = json!({ "upstreams": { "api": { "replicas": [{ "url": DEFAULT_UPSTREAM }] } } });
+        tree.merge(Node::from_value(api, &Origin::Default));
     }
 }
 

@@ -9,12 +9,20 @@ use super::tree::{Node, Origin, Path};
 use crate::config::Config;
 
 /// What the absence of a value comes down to, for keys whose default depends on something else.
-const WHEN_NULL: [(&str, &str); 2] = [
+const WHEN_NULL: [(&str, &str); 7] = [
     (
         "cache.local.max_bytes",
         ": a quarter of the memory, at most 512MiB",
     ),
     ("cache.local.max_entry_bytes", ": 4MiB"),
+    ("cache.redis.ca", ": those of the system"),
+    (
+        "cache.classes.metadata.shared_flight",
+        ": true with a ttl of at least 30s",
+    ),
+    ("cache.classes.listing.shared_flight", ": false"),
+    ("cache.classes.run.shared_flight", ": false"),
+    ("cache.classes.origin.shared_flight", ": true"),
 ];
 
 /// Writes `config`, whose merged sources are `tree`.

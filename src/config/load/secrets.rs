@@ -49,18 +49,15 @@ pub(super) fn hidden(text: &str) -> String {
     // Word by word: neither a URL nor a connection string's part has spaces in it.
     for word in text.split_inclusive(char::is_whitespace) {
         let word = hide_userinfo(word);
-        match word.to_ascii_lowercase().find("password=") {
-            Some(at) => {
-                let value = at + "password=".len();
-                let end = word[value..]
-                    .find(|c: char| c == '&' || c.is_whitespace())
-                    .map_or(word.len(), |n| value + n);
-                shown.push_str(&word[..value]);
-                shown.push_str(HIDDEN);
-                shown.push_str(&word[end..]);
-            }
-            None => shown.push_str(&word),
+        let mut rest = word.as_str();
+        while let Some(at) = rest.to_ascii_lowercase().find("password=") {
+            let (before, value) = rest.split_at(at + "password=".len());
+            shown.push_str(before);
+            shown.push_str(HIDDEN);
+            let end = value.find(|c: char| c == '&' || c.is_whitespace());
+            rest = &value[end.unwrap_or(value.len())..];
         }
+        shown.push_str(rest);
     }
     shown
 }
@@ -87,6 +84,10 @@ mod tests {
             ("postgres://ro:p/w@d@db/dify", "postgres://ro:***@db/dify"),
             ("host=db password=hunter2 user=ro", "host=db password=*** user=ro"),
             ("pg://db/x?Password=h&b=1", "pg://db/x?Password=***&b=1"),
+            (
+                "redis-sentinel://u:p@h?sentinelPassword=q&node=h:1&sentinelPassword=r",
+                "redis-sentinel://u:***@h?sentinelPassword=***&node=h:1&sentinelPassword=***",
+            ),
             ("http://api:5001", "http://api:5001"),
             ("postgres://readonly@db/dify", "postgres://readonly@db/dify"),
             ("", ""),

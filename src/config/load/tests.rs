@@ -1,5 +1,7 @@
 //! Loading as a whole: what wins, what is refused and how it is said, what is printed.
 
+mod redis;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -106,10 +108,41 @@ fn without_a_file_an_upstream_flag_is_enough() {
     };
     let config = load(&sources).unwrap().config;
     assert_eq!(config.upstreams["api"].replicas[0].url, "http://127.0.0.1:5001");
-    let nothing = load(&Sources::default()).unwrap_err().to_string();
+}
+
+#[test]
+fn upstreams_that_nobody_names_are_the_neighbour_in_the_pod() {
+    let loaded = load(&Sources::default()).unwrap();
+    assert_eq!(loaded.config.upstreams.len(), 1);
+    let api = &loaded.config.upstreams["api"];
+    assert_eq!(
+        (api.replicas.len(), api.replicas[0].url.as_str()),
+        (1, "http://127.0.0.1:5001")
+    );
     assert!(
-        nothing.starts_with("upstreams: at least one upstream is needed"),
-        "{nothing}"
+        loaded
+            .print()
+            .contains("      - url: \"http://127.0.0.1:5001\"  # default\n")
+    );
+    // A section whose keys are all commented out.
+    assert_eq!(load_text("upstreams:\n").unwrap().config, loaded.config);
+    // Who names one has that one alone.
+    let other = load_text("upstreams: {web: {replicas: [{url: 'http://h'}]}}").unwrap();
+    assert_eq!(other.config.upstreams.keys().collect::<Vec<_>>(), ["web"]);
+    let variable = [("DIFY_EDGE__UPSTREAMS__WEB__REPLICAS", "[{url: 'http://h'}]")];
+    let other = load_with("", &variable, &Flags::default()).unwrap();
+    assert_eq!(other.config.upstreams.keys().collect::<Vec<_>>(), ["web"]);
+}
+
+#[test]
+fn upstreams_written_empty_are_refused() {
+    let expected = "edge.yaml:1:1: upstreams: at least one upstream is needed";
+    assert!(load_text("upstreams: {}").unwrap_err().starts_with(expected));
+    let variable = [("DIFY_EDGE__UPSTREAMS", "{}")];
+    let message = load_with("", &variable, &Flags::default()).unwrap_err();
+    assert!(
+        message.starts_with("environment DIFY_EDGE__UPSTREAMS: upstreams: at least one"),
+        "{message}"
     );
 }
 
@@ -329,26 +362,12 @@ fn every_key_without_effect_is_named_and_nothing_else() {
         [
             "upstreams.api.balance.policy",
             "upstreams.api.replicas",
-            "cache.type",
-            "cache.redis",
             "cache.answers",
             "guard",
             "circuit_breaker",
             "listen[1].tls.cert",
             "listen[1].tls.key"
         ]
-    );
-    let flags = Flags {
-        redis: Some("redis://:hunter2@h".into()),
-        ..Flags::default()
-    };
-    let warnings = load_with(ONE_UPSTREAM, &[], &flags)
-        .unwrap()
-        .warnings()
-        .join("\n");
-    assert!(
-        warnings.contains("flag --redis: cache.type") && !warnings.contains("hunter2"),
-        "{warnings}"
     );
 }
 

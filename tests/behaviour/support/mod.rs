@@ -9,6 +9,7 @@ pub mod edge;
 pub mod http2;
 pub mod metrics;
 pub mod origin;
+pub mod redis;
 pub mod wire;
 
 use std::future::Future;

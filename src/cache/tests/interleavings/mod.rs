@@ -254,6 +254,7 @@ fn one_alone_is_told_to_refresh() {
             selective: request_control::Selective::of(&http::HeaderMap::new()),
             template: "/",
             asked_at,
+            checked_at: asked_at,
             life: freshness::Storable {
                 ttl: Duration::ZERO,
                 age: Duration::ZERO,

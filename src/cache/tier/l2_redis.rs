@@ -1,0 +1,497 @@
+//! The shared tier in Redis, by fred: one server, a cluster, or what sentinels say is the master.
+//!
+//! | key | what |
+//! |---|---|
+//! | `PREFIX{KEY}v` | an answer (`codec`) |
+//! | `PREFIX{KEY}l` | who fetches it for all, for a while; in the answer's cluster slot, so that one command sees both |
+//! | `PREFIXtags` | a hash: how often each slot of the table of tags was bumped, `epoch`, and the `run_id` of the server that it was made on |
+//! | `PREFIXunsettled` | a hash: until when a slot is unsettled |
+//! | `PREFIXboard` | the channel on which instances tell each other |
+//!
+//! All versions are in one hash, so they are lost together or not at all; the epoch tells it. A server that
+//! started again, or took over from another, may lack the last writes that the old one confirmed: its `run_id` is
+//! another, so a new epoch begins. For that to be seen, fred never reconnects by itself here: a connection
+//! that is lost takes both with it, and new ones are looked at before they are used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use fred::clients::{Client, Pipeline};
+use fred::interfaces::{
+    ClientLike, ClusterInterface, EventInterface, HashesInterface, KeysInterface, PubsubInterface,
+};
+use fred::types::cluster::ClusterRouting;
+use fred::types::config::{Config, TlsConnector};
+use fred::types::{
+    Builder, ConnectHandle, Expiration, InfoKind, Key as RedisKey, Message, SetOptions, Value,
+};
+use futures_util::future::try_join_all;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{Mark, Notice, Reply, Seen, SharedVersions, Tier, TierError};
+use crate::cache::coherence::Coherence;
+use crate::cache::key::Key;
+use crate::config::cache::RedisConfig;
+use crate::types::ids::hex;
+
+/// How long new connections may take, all steps together.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Pauses between tries to connect: the first, doubled up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Commands that wait for the connection, and messages that wait to be heard.
+const COMMANDS: usize = 8192;
+const MESSAGES: usize = 8192;
+/// How long marks of unsettled slots outlive the last of them; longer than any window.
+const MARKS: Duration = Duration::from_secs(2 * 3600);
+
+const EPOCH: &str = "epoch";
+const RUN: &str = "run_id";
+
+/// See the module.
+#[derive(Debug)]
+pub(in crate::cache) struct Redis {
+    config: Config,
+    prefix: String,
+    tags: RedisKey,
+    marks: RedisKey,
+    board: String,
+    link: ArcSwapOption<Link>,
+}
+
+/// Connections in use.
+#[derive(Debug)]
+struct Link {
+    client: Client,
+    /// Cancelled when they are to be replaced, with the reason logged.
+    dead: CancellationToken,
+}
+
+/// Connections that have just been made.
+struct Connected {
+    link: Arc<Link>,
+    commands: Task,
+    /// Kept for its connection.
+    _listener: Client,
+    listening: Task,
+    messages: broadcast::Receiver<Message>,
+    changes: broadcast::Receiver<Vec<fred::types::ClusterStateChange>>,
+    unsettled: Vec<(u16, u64)>,
+}
+
+/// A connection's task, which ends with this.
+struct Task(ConnectHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl From<fred::error::Error> for TierError {
+    fn from(error: fred::error::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl Redis {
+    /// A store that is not connected yet.
+    ///
+    /// # Errors
+    /// When the URL or the authorities' file cannot be used.
+    pub(in crate::cache) fn new(settings: &RedisConfig) -> Result<Self, String> {
+        let url = settings
+            .url
+            .as_deref()
+            .ok_or("cache.redis.url is needed with `type: redis`")?;
+        // The plain spelling: fred would load the system's authorities for the other, whether they are wanted or not.
+        let (plain, tls) = match url.split_once("://") {
+            Some((scheme, rest)) => match scheme.strip_prefix("rediss").or(scheme.strip_prefix("valkeys")) {
+                Some(kind) => (format!("redis{kind}://{rest}"), true),
+                None => (url.to_owned(), false),
+            },
+            None => (url.to_owned(), false),
+        };
+        let mut config = Config::from_url(&plain).map_err(|error| format!("cache.redis.url: {error}"))?;
+        if tls {
+            let connector = match &settings.ca {
+                Some(path) => trusting(path)?,
+                None => {
+                    TlsConnector::default_rustls().map_err(|error| format!("cache.redis.url: {error}"))?
+                }
+            };
+            config.tls = Some(connector.into());
+        }
+        let prefix = &settings.prefix;
+        Ok(Self {
+            config,
+            tags: RedisKey::from(format!("{prefix}tags")),
+            marks: RedisKey::from(format!("{prefix}unsettled")),
+            board: format!("{prefix}board"),
+            prefix: prefix.clone(),
+            link: ArcSwapOption::empty(),
+        })
+    }
+
+    /// Keeps connections and passes on what is heard, until `stop`.
+    pub(in crate::cache) async fn run(self: Arc<Self>, coherence: Arc<Coherence>, stop: CancellationToken) {
+        let mut pause = FIRST_PAUSE;
+        let mut said = false;
+        loop {
+            let connected = tokio::select! {
+                () = stop.cancelled() => return,
+                connected = timeout(CONNECT, self.connect()) => connected,
+            };
+            match connected.unwrap_or_else(|_| Err(TierError::Failed("no answer in time".to_owned()))) {
+                Ok(connected) => {
+                    let hosts: Vec<_> = self
+                        .config
+                        .server
+                        .hosts()
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect();
+                    tracing::info!(servers = hosts.join(","), "connected to Redis");
+                    (pause, said) = (FIRST_PAUSE, false);
+                    let why = tokio::select! {
+                        () = stop.cancelled() => return,
+                        why = self.serve(connected, &coherence) => why,
+                    };
+                    self.link.store(None);
+                    coherence.lost();
+                    tracing::warn!("the connection to Redis is lost: {why}; it is made anew");
+                }
+                Err(error) if !said => {
+                    said = true;
+                    tracing::warn!("Redis cannot be used: {error}; it is tried again until it can");
+                }
+                Err(error) => tracing::debug!("Redis cannot be used: {error}"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
+            }
+        }
+    }
+
+    fn client(&self) -> Result<Client, TierError> {
+        let mut builder = Builder::from_config(self.config.clone());
+        builder.with_connection_config(|config| {
+            config.connection_timeout = CONNECT;
+            config.internal_command_timeout = CONNECT;
+            config.max_command_attempts = 1;
+            config.max_redirections = 3;
+            config.max_command_buffer_len = COMMANDS;
+            config.tcp.nodelay = Some(true);
+        });
+        builder.with_performance_config(|config| config.broadcast_channel_capacity = MESSAGES);
+        Ok(builder.build()?)
+    }
+
+    async fn connect(&self) -> Result<Connected, TierError> {
+        let listener = self.client()?;
+        let messages = listener.message_rx();
+        let listening = Task(listener.connect());
+        listener.wait_for_connect().await?;
+        listener.subscribe(self.board.as_str()).await?;
+
+        let client = self.client()?;
+        let commands = Task(client.connect());
+        client.wait_for_connect().await?;
+        let changes = client.cluster_change_rx();
+        self.verify(&client).await?;
+        let unsettled = unsettled(&client, &self.marks).await?;
+        let link = Arc::new(Link {
+            client,
+            dead: CancellationToken::new(),
+        });
+        Ok(Connected {
+            link,
+            commands,
+            _listener: listener,
+            listening,
+            messages,
+            changes,
+            unsettled,
+        })
+    }
+
+    /// Makes sure that nothing is believed which this server has forgotten to end.
+    async fn verify(&self, client: &Client) -> Result<(), TierError> {
+        let info = match self.owner(client) {
+            Some(server) => {
+                client
+                    .with_cluster_node(server)
+                    .info::<String>(Some(InfoKind::Server))
+                    .await
+            }
+            None => client.info::<String>(Some(InfoKind::Server)).await,
+        };
+        let run = info.ok().and_then(|info| {
+            let line = info.lines().find_map(|line| line.strip_prefix("run_id:"))?;
+            Some(line.trim().to_owned())
+        });
+        // Who may not ask cannot know, and begins anew with each connection.
+        let run = run.unwrap_or_else(|| {
+            tracing::warn!(
+                "Redis does not say which server it is (INFO): what it stores is not used across connections"
+            );
+            format!("unknown-{}", random())
+        });
+        let there: Vec<Option<String>> = client.hmget(&self.tags, vec![EPOCH, RUN]).await?;
+        let same = matches!(&there[..], [Some(_), Some(then)] if *then == run);
+        if !same {
+            let fields = vec![(EPOCH, random().to_string()), (RUN, run)];
+            client.hset::<(), _, _>(&self.tags, fields).await?;
+        }
+        Ok(())
+    }
+
+    /// The server of a cluster that has the versions.
+    fn owner(&self, client: &Client) -> Option<fred::types::config::Server> {
+        let state = client.cached_cluster_state()?;
+        let slot = ClusterRouting::hash_key(self.tags.as_bytes());
+        state.get_server(slot).cloned()
+    }
+
+    /// Uses connections until they are to be replaced; tells why.
+    async fn serve(&self, mut connected: Connected, coherence: &Coherence) -> String {
+        let Connected {
+            link,
+            commands,
+            listening,
+            messages,
+            changes,
+            unsettled,
+            ..
+        } = &mut connected;
+        coherence.connected(unsettled);
+        self.link.store(Some(link.clone()));
+        let ended = |result: Result<Result<(), fred::error::Error>, tokio::task::JoinError>| match result {
+            Ok(Err(error)) => error.to_string(),
+            _ => "closed".to_owned(),
+        };
+        loop {
+            tokio::select! {
+                biased;
+                () = link.dead.cancelled() => return "no sign of life".to_owned(),
+                result = &mut commands.0 => return ended(result),
+                result = &mut listening.0 => return ended(result),
+                message = messages.recv() => match message {
+                    Ok(message) => if let Some(bytes) = bytes(message.value) {
+                        coherence.hear(&bytes);
+                    },
+                    Err(RecvError::Lagged(_)) => coherence.missed(),
+                    Err(RecvError::Closed) => return "nothing more to hear".to_owned(),
+                },
+                Ok(_) = changes.recv() => return "the cluster has changed".to_owned(),
+            }
+        }
+    }
+
+    /// The connection, for a command.
+    fn link(&self) -> Result<Arc<Link>, TierError> {
+        self.link.load_full().ok_or(TierError::Down)
+    }
+
+    fn value_key(&self, key: &Key) -> RedisKey {
+        RedisKey::from(format!("{}{{{}}}v", self.prefix, hex(&key.0)))
+    }
+
+    fn lease_key(&self, key: &Key) -> RedisKey {
+        RedisKey::from(format!("{}{{{}}}l", self.prefix, hex(&key.0)))
+    }
+}
+
+impl Tier for Redis {
+    fn read(&self, key: &Key, slots: &[u16]) -> Reply<Seen> {
+        let keys = vec![self.value_key(key), self.lease_key(key)];
+        let tags = self.tags.clone();
+        let slots: smallvec::SmallVec<[u16; 6]> = slots.into();
+        let link = self.link();
+        Box::pin(async move {
+            let pipeline = link?.client.pipeline();
+            let mut fields = Vec::with_capacity(1 + slots.len());
+            fields.push(RedisKey::from_static_str(EPOCH));
+            fields.extend(slots.iter().map(|slot| RedisKey::from(slot.to_string())));
+            pipeline.mget::<(), _>(keys).await?;
+            pipeline.hmget::<(), _, _>(tags, fields).await?;
+            let Value::Array(replies) = pipeline.all::<Value>().await? else {
+                return Err(malformed());
+            };
+            let Ok([Value::Array(stored), Value::Array(versions)]) = <[Value; 2]>::try_from(replies) else {
+                return Err(malformed());
+            };
+            let mut stored = stored.into_iter();
+            let (value, lease) = (stored.next(), stored.next());
+            let mut versions = versions.iter();
+            let epoch = versions.next().and_then(Value::as_u64);
+            // A slot that was never bumped is not there.
+            let versions = versions.map(|version| version.as_u64().unwrap_or(0));
+            Ok(Seen {
+                value: value.and_then(bytes),
+                leased: lease.is_some_and(|lease| !lease.is_null()),
+                versions: epoch.map(|epoch| SharedVersions {
+                    epoch,
+                    slots: slots.iter().copied().zip(versions).collect(),
+                }),
+            })
+        })
+    }
+
+    fn write(&self, key: &Key, value: Bytes, life: Duration, release: bool) -> Reply<()> {
+        let (value_key, lease) = (self.value_key(key), release.then(|| self.lease_key(key)));
+        let link = self.link();
+        Box::pin(async move {
+            let expiry = Some(Expiration::PX(millis(life)));
+            let link = link?;
+            match lease {
+                None => Ok(link.client.set(value_key, value, expiry, None, false).await?),
+                Some(lease) => {
+                    let pipeline = link.client.pipeline();
+                    pipeline
+                        .set::<(), _, _>(value_key, value, expiry, None, false)
+                        .await?;
+                    pipeline.del::<(), _>(lease).await?;
+                    all(pipeline).await
+                }
+            }
+        })
+    }
+
+    fn lease(&self, key: &Key, life: Duration) -> Reply<bool> {
+        let lease = self.lease_key(key);
+        let link = self.link();
+        Box::pin(async move {
+            let expiry = Some(Expiration::PX(millis(life)));
+            let taken: Value = link?
+                .client
+                .set(lease, "1", expiry, Some(SetOptions::NX), false)
+                .await?;
+            Ok(!taken.is_null())
+        })
+    }
+
+    fn release(&self, key: &Key) -> Reply<()> {
+        let lease = self.lease_key(key);
+        let link = self.link();
+        Box::pin(async move { Ok(link?.client.del(lease).await?) })
+    }
+
+    fn announce(&self, notice: &Notice) -> Reply<()> {
+        let (tags, marks, board) = (self.tags.clone(), self.marks.clone(), self.board.clone());
+        let notice = notice.clone();
+        let link = self.link();
+        Box::pin(async move {
+            let pipeline = link?.client.pipeline();
+            for slot in &notice.slots {
+                pipeline.hincrby::<(), _, _>(&tags, slot.to_string(), 1).await?;
+            }
+            if notice.all {
+                pipeline
+                    .hset::<(), _, _>(&tags, (EPOCH, random().to_string()))
+                    .await?;
+            }
+            let names = || notice.slots.iter().map(ToString::to_string);
+            match notice.mark {
+                Mark::None => {}
+                Mark::Unsettled(until) => {
+                    let fields: Vec<_> = names().map(|slot| (slot, until.to_string())).collect();
+                    pipeline.hset::<(), _, _>(&marks, fields).await?;
+                    pipeline.pexpire::<(), _>(&marks, millis(MARKS), None).await?;
+                }
+            }
+            pipeline.publish::<(), _, _>(board, notice.message).await?;
+            all(pipeline).await
+        })
+    }
+
+    fn beat(&self, message: Bytes) -> Reply<()> {
+        let board = self.board.clone();
+        let link = self.link();
+        Box::pin(async move {
+            let link = link?;
+            let published = async { link.client.publish::<(), _, _>(board, message).await };
+            let servers = link
+                .client
+                .cached_cluster_state()
+                .map(|state| state.unique_primary_nodes());
+            let pings = servers.unwrap_or_default().into_iter().map(|server| {
+                let node = link.client.with_cluster_node(server);
+                async move { node.ping::<Value>(None).await }
+            });
+            tokio::try_join!(published, try_join_all(pings))?;
+            Ok(())
+        })
+    }
+
+    fn unsettled(&self) -> Reply<Vec<(u16, u64)>> {
+        let marks = self.marks.clone();
+        let link = self.link();
+        Box::pin(async move { unsettled(&link?.client, &marks).await })
+    }
+
+    fn reset(&self, why: &'static str) {
+        if let Some(link) = self.link.swap(None) {
+            tracing::debug!("Redis connections are replaced: {why}");
+            link.dead.cancel();
+        }
+    }
+}
+
+async fn unsettled(client: &Client, marks: &RedisKey) -> Result<Vec<(u16, u64)>, TierError> {
+    let marks: std::collections::HashMap<String, String> = client.hgetall(marks).await?;
+    let parsed = |(slot, until): (String, String)| Some((slot.parse().ok()?, until.parse().ok()?));
+    Ok(marks.into_iter().filter_map(parsed).collect())
+}
+
+/// Sends the commands together; the first error is the result.
+async fn all(pipeline: Pipeline<Client>) -> Result<(), TierError> {
+    pipeline.all::<Value>().await?;
+    Ok(())
+}
+
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::Bytes(bytes) => Some(bytes),
+        Value::String(text) => Some(text.into_inner()),
+        _ => None,
+    }
+}
+
+fn malformed() -> TierError {
+    TierError::Failed("a reply of another form than expected".to_owned())
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX).max(1)
+}
+
+fn random() -> u64 {
+    ahash::RandomState::new().hash_one(0)
+}
+
+/// TLS that trusts the authorities in this PEM file and no others.
+fn trusting(path: &std::path::Path) -> Result<TlsConnector, String> {
+    let say = |what: &dyn std::fmt::Display| format!("cache.redis.ca: {}: {what}", path.display());
+    let mut roots = rustls::RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| say(&error))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| say(&error))?;
+        roots.add(certificate).map_err(|error| say(&error))?;
+    }
+    if roots.is_empty() {
+        return Err(say(&"no certificate in it"));
+    }
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config.into())
+}
