@@ -22,6 +22,7 @@ use crate::types::time::{Clock, ManualTime};
 use crate::types::units::Span;
 use crate::types::{Body, Failure, FailureKind};
 
+mod background;
 mod flights;
 mod interleavings;
 mod model;
