@@ -125,6 +125,11 @@ impl Shared {
         }
     }
 
+    /// How long a client waits until the other instances are told what its request changed.
+    pub(super) fn patience(&self) -> Duration {
+        self.l2.as_ref().map_or(Duration::ZERO, |l2| l2.timeout())
+    }
+
     /// The versions of everything that can end an answer to such a request. Take them before the fetch begins.
     pub(super) fn versions(&self, decision: &Decision, key: &Key) -> TagVersions {
         let fills = decision.fills.iter().copied();

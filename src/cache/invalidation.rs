@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::sync::{AtomicU64, Ordering, TAG_SLOTS as SLOTS};
-use crate::types::ids::Tag;
+use crate::types::ids::{Batch, Tag};
 
 /// The hard half: 32 bits. At a thousand writes a second it comes round after 49 days; entries live for hours.
 const HARD: u64 = 0xffff_ffff << SOFT_BITS;
@@ -21,14 +21,17 @@ const SOFT: u64 = (1 << SOFT_BITS) - 1;
 const SOFT_BITS: u32 = 16;
 const HARD_ONE: u64 = 1 << SOFT_BITS;
 const INDEX_SHIFT: u32 = 48;
+/// An unsettled mark: the batch that ends it in the lower 24 bits (0: none does), above it until when it holds.
+const BATCH: u64 = (1 << BATCH_BITS) - 1;
+const BATCH_BITS: u32 = 24;
 
 /// The version of every tag, and until when it is unsettled.
 #[derive(Debug)]
 pub struct TagTable {
     /// Hard and soft half; bits above them are not looked at.
     versions: Box<[AtomicU64]>,
-    /// Milliseconds since `epoch`.
-    unsettled_until: Box<[AtomicU64]>,
+    /// Milliseconds since `epoch` and the batch, see [`BATCH`].
+    unsettled: Box<[AtomicU64]>,
     epoch: Instant,
 }
 
@@ -53,7 +56,7 @@ impl TagTable {
         let zeros = || (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
         Self {
             versions: zeros(),
-            unsettled_until: zeros(),
+            unsettled: zeros(),
             epoch: now,
         }
     }
@@ -118,18 +121,36 @@ impl TagTable {
         }
     }
 
-    /// Keeps nothing that depends on a tag in this slot until `wait` has passed.
-    pub fn unsettle_slot(&self, slot: u16, now: Instant, wait: Duration) {
-        if let Some(until) = self.unsettled_until.get(usize::from(slot)) {
-            until.fetch_max(self.millis(now + wait), Ordering::SeqCst);
+    /// Keeps nothing that depends on a tag in this slot until `wait` has passed, or until
+    /// [`settle_slot`](Self::settle_slot) says that `batch` is done. No batch can say that of two writes: then, and
+    /// without a batch, time alone does.
+    pub fn unsettle_slot(&self, slot: u16, now: Instant, wait: Duration, batch: Option<Batch>) {
+        let (now, until) = (self.millis(now), self.millis(now + wait));
+        let batch = batch.map_or(0, |batch| u64::from(batch.digest()));
+        let next = |mark: u64| {
+            let held = mark >> BATCH_BITS;
+            Some(held.max(until) << BATCH_BITS | if held <= now { batch } else { 0 })
+        };
+        if let Some(mark) = self.unsettled.get(usize::from(slot)) {
+            // Cannot fail: `next` always has a value.
+            let _ = mark.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
         }
     }
 
-    /// The state of what depends on a tag in this slot is known again.
-    pub fn settle_slot(&self, slot: u16) {
-        if let Some(until) = self.unsettled_until.get(usize::from(slot)) {
-            until.store(0, Ordering::SeqCst);
-        }
+    /// Dify has done all that it had to do for `batch`. What depends on a tag in this slot may be stored again if
+    /// that is what it waited for, and nothing else; whether it was.
+    pub fn settle_slot(&self, slot: u16, batch: Batch) -> bool {
+        let next = |mark| (mark & BATCH == u64::from(batch.digest())).then_some(0);
+        let mark = self.unsettled.get(usize::from(slot));
+        mark.is_some_and(|mark| {
+            mark.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next)
+                .is_ok()
+        })
+    }
+
+    /// Whether what depends on `tag` waits for `batch` alone.
+    pub fn waits_for(&self, tag: Tag, batch: Batch) -> bool {
+        self.unsettled[Self::index(tag)].load(Ordering::SeqCst) & BATCH == u64::from(batch.digest())
     }
 
     /// Makes every answer stale that depends on a tag in this slot.
@@ -157,13 +178,21 @@ impl TagTable {
     }
 
     /// The same as [`bump`](Self::bump), for a write that may still take effect: answers that depend on `tags`
-    /// are not stored until `wait` has passed.
-    pub fn bump_unsettled(&self, tags: &[Tag], now: Instant, wait: Duration) {
-        let until = self.millis(now + wait);
-        for tag in tags {
-            self.unsettled_until[Self::index(*tag)].fetch_max(until, Ordering::SeqCst);
+    /// are not stored for a while, see [`unsettle_slot`](Self::unsettle_slot).
+    pub fn bump_unsettled(&self, tags: &[Tag], now: Instant, wait: Duration, batch: Option<Batch>) {
+        for slot in Self::slots(tags) {
+            self.unsettle_slot(slot, now, wait, batch);
         }
         self.bump(tags);
+    }
+
+    /// Ends what depends on `tags`, which `batch` has changed until now, and lets it be stored anew where nothing
+    /// else is waited for; whether there is any such.
+    pub fn settle(&self, tags: &[Tag], batch: Batch) -> bool {
+        // First, so that nothing is stored that was fetched while the work went on.
+        self.bump(tags);
+        let settle = |any, slot| self.settle_slot(slot, batch) || any;
+        Self::slots(tags).into_iter().fold(false, settle)
     }
 
     /// Whether an answer with these tags may be stored at `now`.
@@ -171,7 +200,7 @@ impl TagTable {
         let now = self.millis(now);
         versions.0.iter().all(|version| {
             let index = (version >> INDEX_SHIFT) as usize;
-            self.unsettled_until[index].load(Ordering::SeqCst) <= now
+            self.unsettled[index].load(Ordering::SeqCst) >> BATCH_BITS <= now
         })
     }
 

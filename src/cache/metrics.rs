@@ -27,6 +27,10 @@ pub struct CacheMetrics {
     pub(super) invalidations: IntCounter,
     /// Writes whose outcome was never seen.
     pub(super) unsettled: IntCounter,
+    /// Writes after whose answer Dify went on.
+    pub(super) background: IntCounter,
+    /// Answers that told that such work was done, and let reads be kept again.
+    pub(super) settled: IntCounter,
     pub(super) stale_while_revalidate: IntCounter,
     pub(super) stale_if_error: IntCounter,
     pub(super) refreshed: IntCounter,
@@ -102,6 +106,14 @@ impl CacheMetrics {
             invalidations: counter(
                 "dify_edge_cache_invalidations_total",
                 "Writes that ended stored answers",
+            )?,
+            background: counter(
+                "dify_edge_cache_background_writes_total",
+                "Writes after whose answer Dify works on, whose answers stay out of the cache for a while",
+            )?,
+            settled: counter(
+                "dify_edge_cache_settled_total",
+                "Answers that told of the end of such work before the while was over",
             )?,
             unsettled: counter(
                 "dify_edge_cache_unsettled_writes_total",

@@ -21,6 +21,7 @@ pub mod plan;
 mod repeat;
 pub mod request_control;
 mod service;
+mod settle;
 mod shared_flight;
 mod signed_urls;
 mod sync;

@@ -4,7 +4,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{Method, Response, StatusCode};
@@ -22,6 +21,7 @@ use super::metrics::CacheMetrics;
 use super::plan::{Plan, StaleUse, Verdict, judge};
 use super::repeat::StoredAnswer;
 use super::request_control::RequestControl;
+use super::settle::Watch;
 use super::tier::SharedVersions;
 use super::write_guard::WriteGuard;
 use crate::config::CacheConfig;
@@ -168,6 +168,7 @@ where
         forward: Forward,
         detail: &'static str,
     ) -> CacheFuture {
+        let watch = Watch::of(&self.shared, &request.decision);
         let fetch = self.fetch(request);
         CacheFuture::Pending(Box::pin(async move {
             let mut response = fetch.await.map_err(|failure| with_outcome(failure, outcome))?;
@@ -179,26 +180,22 @@ where
             };
             status.write(response.headers_mut());
             finish(&mut response, outcome);
-            Ok(response)
+            Ok(match watch {
+                Some(watch) => watch.look_at(response).await,
+                None => response,
+            })
         }))
     }
 
     /// Forwards a write and ends what it changes.
     fn write(&self, mut request: ClassifiedRequest, outcome: Outcome) -> CacheFuture {
-        let shared = &self.shared;
-        let tags = std::mem::take(&mut request.decision.invalidates);
-        let guard = WriteGuard::new(
-            shared.coherence.clone(),
-            tags,
-            shared.metrics.clone(),
-            shared.config.unsettled_window.0,
-        );
+        let guard = WriteGuard::new(&self.shared, &mut request.decision);
         let known = outcome.class != RouteClass::Passthrough;
         if known {
             guard.sent();
         }
         let pass = self.pass(request, outcome, Forward::Method, outcome.class.as_str());
-        let patience = shared.l2.as_ref().map_or(Duration::ZERO, |l2| l2.timeout());
+        let patience = self.shared.patience();
         CacheFuture::Pending(Box::pin(async move {
             match pass.await {
                 Ok(response) => {
@@ -209,10 +206,9 @@ where
                     // Who asks another instance next shall see what was written here.
                     guard.answered().within(patience).await;
                     if outcome.class == RouteClass::Generation {
-                        return Ok(response.map(|body| guard.until_end_of(body)));
+                        return Ok(guard.until_end_of(response));
                     }
-                    guard.settle();
-                    Ok(response)
+                    Ok(guard.settle_after(response).await)
                 }
                 Err(failure) => {
                     if !failure.sent {

@@ -2,57 +2,56 @@
 //!
 //! They end when it goes out, for it may take effect long before it is answered, and again when it is answered.
 //! Dify answers 400 and commits, so the status does not matter; a write that is cut off may still take effect,
-//! so its tags stay unsettled for a while. A generation changes its conversation once at its beginning and once
-//! at its end.
+//! so its tags stay unsettled for a while, as those do that Dify goes on to change in the background. A
+//! generation changes its conversation once at its beginning and once at its end.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Frame, SizeHint};
 
-use super::coherence::{Coherence, Told};
-use super::metrics::CacheMetrics;
-use crate::types::ids::Tags;
+use super::coherence::Told;
+use super::fetching::Shared;
+use super::settle;
+use crate::types::ids::{Batch, Tag, Tags};
+use crate::types::request::{Background, Decision};
 use crate::types::{Body, Failure};
 
 /// Held while a write is under way. Dropped without an outcome, the write counts as cut off.
 pub(super) struct WriteGuard {
-    coherence: Arc<Coherence>,
+    shared: Arc<Shared>,
     tags: Tags,
-    metrics: CacheMetrics,
-    /// How long it may still take effect without an answer.
-    window: Duration,
+    /// What Dify goes on to change after its answer.
+    background: Tags,
     open: bool,
 }
 
 impl WriteGuard {
-    pub(super) fn new(
-        coherence: Arc<Coherence>,
-        tags: Tags,
-        metrics: CacheMetrics,
-        window: Duration,
-    ) -> Self {
+    /// Takes over what the request changes.
+    pub(super) fn new(shared: &Arc<Shared>, decision: &mut Decision) -> Self {
         Self {
-            coherence,
-            tags,
-            metrics,
-            window,
+            shared: shared.clone(),
+            tags: std::mem::take(&mut decision.invalidates),
+            background: match std::mem::replace(&mut decision.background, Background::None) {
+                Background::Begins(tags) => tags,
+                Background::None | Background::Tells(..) => Tags::new(),
+            },
             open: true,
         }
     }
 
     /// The write goes out. The others need not know before it is answered.
     pub(super) fn sent(&self) {
-        self.coherence.bump_here(&self.tags);
+        self.shared.coherence.bump_here(&self.tags);
     }
 
     /// The upstream has answered.
     pub(super) fn answered(&self) -> Told {
-        self.metrics.invalidations.inc();
-        self.coherence.bump(&self.tags)
+        self.shared.metrics.invalidations.inc();
+        self.shared.coherence.bump(&self.tags)
     }
 
     /// Nothing more can come of it.
@@ -60,25 +59,70 @@ impl WriteGuard {
         self.open = false;
     }
 
-    /// Watches the answer's body to its end.
-    pub(super) fn until_end_of(self, body: Body) -> Body {
-        if body.is_empty() {
+    /// Nothing more can come of it than what Dify does in the background.
+    pub(super) async fn settle_after(mut self, response: Response<Body>) -> Response<Body> {
+        self.refused_by(&response);
+        if self.background.is_empty() {
             self.settle();
-            return body;
+            return response;
         }
-        Body::stream(Guarded {
-            body,
-            guard: Some(self),
+        let (batch, response) = settle::batch_begun_by(response).await;
+        let told = self.go_on(batch);
+        let patience = self.shared.patience();
+        self.settle();
+        told.within(patience).await;
+        response
+    }
+
+    /// Watches the answer's body to its end.
+    pub(super) fn until_end_of(mut self, response: Response<Body>) -> Response<Body> {
+        self.refused_by(&response);
+        response.map(|body| {
+            if body.is_empty() {
+                self.end();
+                return body;
+            }
+            Body::stream(Guarded {
+                body,
+                guard: Some(self),
+            })
         })
+    }
+
+    /// A write that is answered with an error began nothing.
+    fn refused_by(&mut self, response: &Response<Body>) {
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
+            self.background.clear();
+        }
+    }
+
+    /// The end of an answer, which does not wait until the other instances know.
+    fn end(self) {
+        if !self.background.is_empty() {
+            drop(self.go_on(None));
+        }
+        self.settle();
+    }
+
+    /// Dify works on.
+    fn go_on(&self, batch: Option<Batch>) -> Told {
+        self.shared.metrics.background.inc();
+        self.unsettle(&self.background, batch)
+    }
+
+    fn unsettle(&self, tags: &[Tag], batch: Option<Batch>) -> Told {
+        let wait = self.shared.config.unsettled_window.0;
+        self.shared.coherence.bump_unsettled(tags, wait, batch)
     }
 }
 
 impl Drop for WriteGuard {
     fn drop(&mut self) {
         if self.open {
-            self.metrics.unsettled.inc();
+            self.shared.metrics.unsettled.inc();
             // The client has gone, or waits for nothing any more.
-            drop(self.coherence.bump_unsettled(&self.tags, self.window));
+            drop(self.unsettle(&self.tags, None));
         }
     }
 }
@@ -105,7 +149,7 @@ impl http_body::Body for Guarded {
         if ended && let Some(guard) = self.guard.take() {
             // The last frame does not wait until the others know.
             drop(guard.answered());
-            guard.settle();
+            guard.end();
         }
         Poll::Ready(frame)
     }

@@ -7,9 +7,9 @@ use http::{HeaderMap, Method};
 
 use crate::config::Config;
 use crate::types::failure::{Failure, FailureKind};
-use crate::types::ids::{Tag, TagKind, Tags};
+use crate::types::ids::{Batch, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
-use crate::types::request::{CacheClass, Decision, Lane};
+use crate::types::request::{Background, CacheClass, Decision, Lane};
 
 use super::body_limit::declared_length;
 use super::row::{Limit, Methods, Row, TagRule, Who};
@@ -54,7 +54,7 @@ impl Classifier {
         let methods = Methods::of(method);
         let (target, lookup) = self.look_up(methods, path).ok_or_else(no_route)?;
         let mut decision = match lookup {
-            Lookup::Row(row, id) => known(target, row, id, query, method, headers),
+            Lookup::Row(row, id) => known(target, row, id, path, query, method, headers),
             Lookup::OtherMethod(template) => unknown(target, template, method, path, headers),
             Lookup::Unknown => unknown(target, UNKNOWN, method, path, headers),
         };
@@ -106,6 +106,7 @@ fn known(
     target: &Target,
     row: &'static Row,
     id: Option<&str>,
+    path: &str,
     query: Option<&str>,
     method: &Method,
     headers: &HeaderMap,
@@ -119,18 +120,9 @@ fn known(
             }
         }
     }
-    let mut wants_user = false;
-    let ends = row.ends.iter().map(|rule| match *rule {
-        TagRule::All(kind) => Tag::all(kind),
-        TagRule::Named(kind, name) => Tag::of(kind, name.as_bytes()),
-        TagRule::OfUser(kind) => {
-            wants_user = !method.is_safe();
-            Tag::all(kind)
-        }
-        TagRule::OfId(kind) => of_id(kind, id),
-    });
+    let of_user = row.ends.iter().any(|rule| matches!(rule, TagRule::OfUser(_)));
     Decision {
-        invalidates: ends.collect(),
+        invalidates: row.ends.iter().map(|rule| end(*rule, id)).collect(),
         upstream: target.id,
         class: row.profile.class,
         template: row.template,
@@ -139,7 +131,34 @@ fn known(
         fills,
         lane: row.profile.lane,
         timeouts: target.timeouts(row.profile.limit, declared_length(headers)),
-        wants_user,
+        wants_user: of_user && !method.is_safe(),
+        background: background(row, id, path),
+    }
+}
+
+/// The tag that a request ends by `rule`; of a user's the one for all users.
+fn end(rule: TagRule, id: Option<&str>) -> Tag {
+    match rule {
+        TagRule::All(kind) | TagRule::OfUser(kind) => Tag::all(kind),
+        TagRule::Named(kind, name) => Tag::of(kind, name.as_bytes()),
+        TagRule::OfId(kind) => of_id(kind, id),
+    }
+}
+
+fn background(row: &'static Row, id: Option<&str>, path: &str) -> Background {
+    let tags = |rules: &[TagRule]| {
+        let rules = rules.iter().filter(|rule| rule.kind() == TagKind::Datasets);
+        rules.map(|rule| end(*rule, id)).collect()
+    };
+    if !row.begins.is_empty() {
+        return Background::Begins(tags(row.begins));
+    }
+    // The batch stands before the last segment in all of these templates.
+    match path.rsplit('/').nth(1) {
+        Some(batch) if !row.tells.is_empty() => {
+            Background::Tells(Batch::named(batch.as_bytes()), tags(row.tells))
+        }
+        _ => Background::None,
     }
 }
 
@@ -194,6 +213,7 @@ fn unknown(
         lane: Lane::Interactive,
         timeouts: target.timeouts(Limit::Idle, None),
         wants_user: false,
+        background: Background::None,
     }
 }
 

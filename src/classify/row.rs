@@ -21,6 +21,10 @@ pub(crate) struct Row {
     pub(crate) fills: &'static [TagRule],
     /// What a request changes.
     pub(crate) ends: &'static [TagRule],
+    /// What a request makes Dify change in the background after it has answered: those of data sets count.
+    pub(crate) begins: &'static [TagRule],
+    /// What may be waiting for the batch of documents whose progress the answer tells.
+    pub(crate) tells: &'static [TagRule],
 }
 
 /// A set of methods. HEAD is served like GET; OPTIONS is in no set.
@@ -97,6 +101,14 @@ pub(crate) enum TagRule {
     OfUser(TagKind),
     /// What belongs to the first variable of the path. A read carries that and everything of the kind.
     OfId(TagKind),
+}
+
+impl TagRule {
+    pub(crate) fn kind(self) -> TagKind {
+        match self {
+            Self::All(kind) | Self::Named(kind, _) | Self::OfUser(kind) | Self::OfId(kind) => kind,
+        }
+    }
 }
 
 /// What rows of one sort share.
@@ -242,14 +254,18 @@ pub(crate) mod ends {
     pub(crate) const DATASETS: &[TagRule] = &[All(K::Datasets)];
     /// One data set, and the lists that it stands in.
     pub(crate) const DATASET: &[TagRule] = &[OfId(K::Datasets), Named(K::Datasets, "list")];
+    /// All that may wait for a batch of documents of one data set.
+    pub(crate) const BATCH: &[TagRule] = &[All(K::Datasets), OfId(K::Datasets), Named(K::Datasets, "list")];
 }
 
-/// Writes a table: per row the methods, the profile, the tags (`fills …` or `ends …`), whose the answers are
-/// where it is not what the table's head says (`by …`), and the template.
+/// Writes a table: per row the methods, the profile, the tags (`fills …`, `ends …`, or `begins …` where work in
+/// the background goes on changing what the request ends; `tells …` of such work), whose the answers are where
+/// it is not what the table's head says (`by …`), and the template.
 macro_rules! rows {
     ($who:ident; $(
         $method:ident $(+ $more:ident)* $profile:ident
-        $(fills $fills:ident)? $(ends $ends:ident)? $(by $by:ident)? $template:literal;
+        $(fills $fills:ident)? $(ends $ends:ident)? $(begins $begins:ident)? $(tells $tells:ident)?
+        $(by $by:ident)? $template:literal;
     )*) => {
         &[$($crate::classify::row::Row {
             template: $template,
@@ -258,7 +274,13 @@ macro_rules! rows {
             profile: $crate::classify::row::profile::$profile,
             who: [$($crate::classify::row::Who::$by,)? $crate::classify::row::Who::$who][0],
             fills: [$($crate::classify::row::fills::$fills,)? $crate::classify::row::fills::NONE][0],
-            ends: [$($crate::classify::row::ends::$ends,)? $crate::classify::row::ends::NONE][0],
+            ends: [
+                $($crate::classify::row::ends::$ends,)?
+                $($crate::classify::row::ends::$begins,)?
+                $crate::classify::row::ends::NONE,
+            ][0],
+            begins: [$($crate::classify::row::ends::$begins,)? $crate::classify::row::ends::NONE][0],
+            tells: [$($crate::classify::row::ends::$tells,)? $crate::classify::row::ends::NONE][0],
         }),*]
     };
 }

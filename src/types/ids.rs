@@ -120,6 +120,29 @@ impl Tag {
     }
 }
 
+/// Documents that Dify works on together in the background, by 24 bits of a digest of the batch's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Batch(u32);
+
+impl Batch {
+    /// The batch that Dify calls so.
+    pub fn named(name: &[u8]) -> Self {
+        let hash = Tag::of(TagKind::Datasets, name).0;
+        // Never 0, which stands for no batch.
+        Self((((hash ^ (hash >> 32)) & 0xff_ffff) as u32).max(1))
+    }
+
+    /// The batch with this digest; `None` for what is none.
+    pub fn from_digest(digest: u32) -> Option<Self> {
+        (1..=0xff_ffff).contains(&digest).then_some(Self(digest))
+    }
+
+    /// The digest: 24 bits, never 0.
+    pub fn digest(self) -> u32 {
+        self.0
+    }
+}
+
 /// Bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

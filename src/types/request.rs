@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::body::Body;
 use super::endpoint::{Endpoint, Slot};
 use super::failure::Failure;
-use super::ids::{Principal, Tag, TagKind, Tags};
+use super::ids::{Batch, Principal, Tag, TagKind, Tags};
 use super::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
 
 /// The connection that a request came on.
@@ -80,6 +80,17 @@ pub struct Timeouts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UpstreamId(pub usize);
 
+/// What a request has to do with the work that Dify goes on with after its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Background {
+    /// Nothing.
+    None,
+    /// It begins some, which goes on changing what these tags stand for.
+    Begins(Tags),
+    /// Its answer tells how far a batch of documents is; these tags may be waiting for that.
+    Tells(Batch, Tags),
+}
+
 /// Everything that is decided about a request before the cache is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -105,6 +116,8 @@ pub struct Decision {
     /// Whether the body names the one user whose conversations the request changes:
     /// [`narrow_to`](Self::narrow_to).
     pub wants_user: bool,
+    /// The work that the answer does not wait for.
+    pub background: Background,
 }
 
 impl Decision {

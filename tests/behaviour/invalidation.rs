@@ -269,7 +269,12 @@ fn content(target: &str) -> String {
 /// Before an origin that answers writes with `status`; the lists live long enough not to end by age.
 async fn before(status: u16) -> (Origin, Running) {
     let origin = answering_writes(move || json(status, "{}")).await;
-    let edge = start(&origin).await;
+    let edge = edge::start(&[origin.address], |config| {
+        config.cache.classes.listing.ttl = dify_edge::types::units::Span::secs(600);
+        // Whether a read is kept again at once is looked at; `background` looks at the window.
+        config.cache.unsettled_window = dify_edge::types::units::Span::secs(0);
+    })
+    .await;
     (origin, edge)
 }
 

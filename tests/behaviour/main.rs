@@ -11,6 +11,7 @@
 
 mod admin;
 mod admin_purge;
+mod background;
 mod captures;
 mod coalescing;
 mod drain;

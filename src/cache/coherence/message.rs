@@ -6,10 +6,13 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::cache::codec::{Seal, Unreadable};
+use crate::types::ids::Batch;
 
 const VERSION: u8 = 1;
 /// The context of the digests, so that a message is no value and a value no message.
 const CONTEXT: &[u8] = b"board";
+/// The lower bits of an unsettled mark's number, for the batch.
+const BATCH_BITS: u32 = 24;
 /// Slots that one message can carry; more is "everything".
 pub(super) const MOST_SLOTS: usize = 4096;
 
@@ -38,10 +41,11 @@ pub(super) enum News {
     AllEnded,
     /// All answers are stale.
     AllStale,
-    /// They have ended, and what is fetched in the next so many milliseconds may have to end again.
-    Unsettled(u64, Vec<u16>),
-    /// They have ended, and their state is known.
-    Settled(Vec<u16>),
+    /// They have ended, and what is fetched in the next so many milliseconds, or until the batch is done, may
+    /// have to end again.
+    Unsettled(u64, Option<Batch>, Vec<u16>),
+    /// They have ended, and the batch changes them no more.
+    Settled(Batch, Vec<u16>),
 }
 
 impl News {
@@ -52,8 +56,11 @@ impl News {
             Self::Stale(slots) => (2, 0, slots),
             Self::AllEnded => (3, 0, &[]),
             Self::AllStale => (4, 0, &[]),
-            Self::Unsettled(millis, slots) => (5, *millis, slots),
-            Self::Settled(slots) => (6, 0, slots),
+            Self::Unsettled(millis, batch, slots) => {
+                let batch = batch.map_or(0, |batch| u64::from(batch.digest()));
+                (5, millis << BATCH_BITS | batch, slots)
+            }
+            Self::Settled(batch, slots) => (6, u64::from(batch.digest()), slots),
         }
     }
 
@@ -64,8 +71,11 @@ impl News {
             2 => Self::Stale(slots),
             3 => Self::AllEnded,
             4 => Self::AllStale,
-            5 => Self::Unsettled(number, slots),
-            6 => Self::Settled(slots),
+            5 => {
+                let batch = Batch::from_digest((number & ((1 << BATCH_BITS) - 1)) as u32);
+                Self::Unsettled(number >> BATCH_BITS, batch, slots)
+            }
+            6 => Self::Settled(Batch::from_digest(u32::try_from(number).ok()?)?, slots),
             _ => return None,
         })
     }
@@ -142,8 +152,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn news() -> impl Strategy<Value = News> {
-        (0u8..7, any::<u64>(), prop::collection::vec(any::<u16>(), 0..20))
-            .prop_map(|(kind, number, slots)| News::from_parts(kind, number, slots).expect("a kind"))
+        let number = prop_oneof![any::<u64>(), 1u64..1 << BATCH_BITS];
+        (0u8..7, number, prop::collection::vec(any::<u16>(), 0..20))
+            .prop_filter_map("a number that the kind can have", |(kind, number, slots)| {
+                News::from_parts(kind, number, slots)
+            })
     }
 
     proptest! {

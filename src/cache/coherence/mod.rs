@@ -26,11 +26,14 @@ use super::invalidation::TagTable;
 use super::metrics::{SharedMetrics, Unread};
 use super::tier::Tier;
 use super::tier::gate::Gate;
-use crate::types::ids::Tag;
+use crate::types::ids::{Batch, Tag, Tags};
 use crate::types::time::Clock;
 
 /// Changes that wait to be told. When there are more, everything ends instead.
 const ORDERS: usize = 1024;
+
+/// No window is longer.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// The table of tags, and what the other instances are told and have told of it.
 #[derive(Debug)]
@@ -206,13 +209,27 @@ impl Coherence {
         self.tell(|| News::AllStale, || self.tags.mark_all_stale())
     }
 
-    /// Ends what depends on `tags`, and keeps nothing of the kind until `wait` has passed.
-    pub(super) fn bump_unsettled(&self, tags: &[Tag], wait: Duration) -> Told {
-        let millis = wait.as_millis() as u64;
+    /// Ends what depends on `tags`, and keeps nothing of the kind until `wait` has passed or `batch` is done.
+    pub(super) fn bump_unsettled(&self, tags: &[Tag], wait: Duration, batch: Option<Batch>) -> Told {
+        let now = self.clock.now().monotonic;
         self.tell(
-            || News::Unsettled(millis, TagTable::slots(tags)),
-            || self.tags.bump_unsettled(tags, self.clock.now().monotonic, wait),
+            || News::Unsettled(wait.min(LONGEST).as_millis() as u64, batch, TagTable::slots(tags)),
+            || self.tags.bump_unsettled(tags, now, wait, batch),
         )
+    }
+
+    /// `batch` is done: those of `tags` end that wait for it alone, and may be kept again. `None` if none does.
+    pub(super) fn settle(&self, tags: &[Tag], batch: Batch) -> Option<Told> {
+        let waiting = |tag: &&Tag| self.tags.waits_for(**tag, batch);
+        let tags: Tags = tags.iter().filter(waiting).copied().collect();
+        (!tags.is_empty()).then(|| {
+            self.tell(
+                || News::Settled(batch, TagTable::slots(&tags)),
+                || {
+                    self.tags.settle(&tags, batch);
+                },
+            )
+        })
     }
 
     /// Tells the others what `change` does here. What is not confirmed counts as pending before it happens here, so
@@ -264,10 +281,9 @@ impl Coherence {
         let wall = unix_millis(now.wall);
         for (slot, until) in unsettled {
             // No clock of another machine makes it longer than any window.
-            let wait = until.saturating_sub(wall).min(3_600_000);
-            if wait > 0 {
-                self.tags
-                    .unsettle_slot(*slot, now.monotonic, Duration::from_millis(wait));
+            let wait = Duration::from_millis(until.saturating_sub(wall)).min(LONGEST);
+            if !wait.is_zero() {
+                self.tags.unsettle_slot(*slot, now.monotonic, wait, None);
             }
         }
     }
@@ -332,17 +348,17 @@ impl Coherence {
             News::Stale(slots) => slots.iter().for_each(|slot| self.tags.mark_slot_stale(*slot)),
             News::AllEnded => self.tags.bump_all(),
             News::AllStale => self.tags.mark_all_stale(),
-            News::Unsettled(millis, slots) => {
-                let wait = Duration::from_millis((*millis).min(3_600_000));
+            News::Unsettled(millis, batch, slots) => {
+                let wait = Duration::from_millis(*millis).min(LONGEST);
                 for slot in slots {
-                    self.tags.unsettle_slot(*slot, now, wait);
+                    self.tags.unsettle_slot(*slot, now, wait, *batch);
                     self.tags.bump_slot(*slot);
                 }
             }
-            News::Settled(slots) => {
+            News::Settled(batch, slots) => {
                 for slot in slots {
-                    self.tags.settle_slot(*slot);
                     self.tags.bump_slot(*slot);
+                    self.tags.settle_slot(*slot, *batch);
                 }
             }
         }

@@ -164,11 +164,11 @@ impl Outbox {
     ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
         self.sequence += 1;
         let mark = match &news {
-            News::Unsettled(millis, _) => {
+            News::Unsettled(millis, ..) => {
                 let until = unix_millis(self.coherence.clock.now().wall).saturating_add(*millis);
                 Mark::Unsettled(until)
             }
-            News::Settled(_) => Mark::Settled,
+            // Another write may have marked the same slots: what is settled stays marked for who starts now.
             _ => Mark::None,
         };
         let notice = Notice {

@@ -16,12 +16,13 @@ use crate::config::cache::SetCookie;
 use crate::types::ids::{Principal, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, RouteClass};
 use crate::types::request::{
-    CacheClass, ClassifiedRequest, Client, Decision, FetchRequest, Lane, Timeouts, UpstreamId,
+    Background, CacheClass, ClassifiedRequest, Client, Decision, FetchRequest, Lane, Timeouts, UpstreamId,
 };
 use crate::types::time::{Clock, ManualTime};
 use crate::types::units::Span;
 use crate::types::{Body, Failure, FailureKind};
 
+mod background;
 mod flights;
 mod interleavings;
 mod model;
@@ -167,6 +168,7 @@ fn request(method: Method, path: &str) -> ClassifiedRequest {
                 idle: None,
             },
             wants_user: false,
+            background: Background::None,
         },
     }
 }

@@ -420,11 +420,6 @@ impl Tier for Redis {
                     pipeline.hset::<(), _, _>(&marks, fields).await?;
                     pipeline.pexpire::<(), _>(&marks, millis(MARKS), None).await?;
                 }
-                Mark::Settled => {
-                    pipeline
-                        .hdel::<(), _, _>(&marks, names().collect::<Vec<_>>())
-                        .await?
-                }
             }
             pipeline.publish::<(), _, _>(board, notice.message).await?;
             all(pipeline).await

@@ -91,8 +91,6 @@ pub(super) enum Mark {
     None,
     /// They are unsettled until then, milliseconds since the Unix epoch.
     Unsettled(u64),
-    /// They are no longer unsettled.
-    Settled,
 }
 
 /// Why a command came to nothing.

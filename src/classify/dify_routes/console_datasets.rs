@@ -1,6 +1,13 @@
 //! The console's rules about data sets, their sources and the pipelines that fill them. Data only.
 //!
 //! The `sync` rules are GETs that start a new import: they end answers like a write.
+//!
+//! `begins` stands where dify-api hands work to Celery: indexing of new, changed, resumed, retried and synchronised
+//! documents, a data set's settings (a new technique or model indexes all anew; a pipeline that is published may
+//! carry them), runs of published pipelines, summaries, imports of segments, switching documents and segments on
+//! and off, and the clean-up of what is deleted. A pause is seen by the worker later. Of all of these, only new
+//! documents name a batch in the answer; the status of one document or of a whole data set does not, so that
+//! it ends no waiting.
 
 use crate::classify::row::{Row, rows};
 
@@ -12,43 +19,43 @@ pub(super) const ROWS: &[Row] = rows! { Console;
     GET               DETAIL                            "/console/api/datasets";
     POST              WRITE       ends DATASETS         "/console/api/datasets";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}";
-    PATCH             WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}";
-    DELETE            WRITE       ends DATASETS         "/console/api/datasets/{dataset_id:uuid}";
+    PATCH             WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}";
+    DELETE            WRITE       begins DATASETS       "/console/api/datasets/{dataset_id:uuid}";
     POST              WRITE       ends ACCESS           "/console/api/datasets/{dataset_id:uuid}/api-keys/{status}";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/auto-disable-logs";
     GET               GENERATE                          "/console/api/datasets/{dataset_id:uuid}/batch/{batch}/indexing-estimate";
-    GET               TASK                              "/console/api/datasets/{dataset_id:uuid}/batch/{batch}/indexing-status";
+    GET               TASK        tells BATCH           "/console/api/datasets/{dataset_id:uuid}/batch/{batch}/indexing-status";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/documents";
-    POST              SLOW_WRITE  ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents";
-    DELETE            WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents";
+    POST              SLOW_WRITE  begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents";
+    DELETE            WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}";
-    DELETE            WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}";
+    DELETE            WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}";
     GET               FILE                              "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/download";
     GET               GENERATE                          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/indexing-estimate";
     GET               TASK                              "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/indexing-status";
     PUT               WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/metadata";
-    GET               WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/notion/sync";
+    GET               WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/notion/sync";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/pipeline-execution-log";
-    PATCH             WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/processing/{action}";
-    PATCH             WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/processing/pause";
-    PATCH             WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/processing/resume";
+    PATCH             WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/processing/{action}";
+    PATCH             WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/processing/pause";
+    PATCH             WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/processing/resume";
     POST              WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/rename";
     POST              WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segment";
-    PATCH             WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segment/{action}";
+    PATCH             WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segment/{action}";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments";
-    DELETE            WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments";
-    PATCH+DELETE      WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}";
+    DELETE            WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments";
+    PATCH+DELETE      WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}/child_chunks";
     POST+PATCH        WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}/child_chunks";
     PATCH+DELETE      WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}/child_chunks/{child_chunk_id:uuid}";
     GET               TASK                              "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/batch_import";
-    POST              WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/batch_import";
+    POST              WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/batch_import";
     GET               TASK                              "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/summary-status";
-    GET               WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/website-sync";
+    GET               WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/website-sync";
     POST              FILE                              "/console/api/datasets/{dataset_id:uuid}/documents/download-zip";
-    POST              SLOW_WRITE  ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/generate-summary";
+    POST              SLOW_WRITE  begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/generate-summary";
     POST              WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/metadata";
-    PATCH             WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/documents/status/{action}/batch";
+    PATCH             WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/documents/status/{action}/batch";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/error-docs";
     POST              GENERATE                          "/console/api/datasets/{dataset_id:uuid}/external-hit-testing";
     POST              GENERATE                          "/console/api/datasets/{dataset_id:uuid}/hit-testing";
@@ -57,11 +64,11 @@ pub(super) const ROWS: &[Row] = rows! { Console;
     POST              WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/metadata";
     PATCH+DELETE      WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/metadata/{metadata_id:uuid}";
     POST              WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/metadata/built-in/{action}";
-    GET               WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/notion/sync";
+    GET               WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/notion/sync";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/permission-part-users";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/queries";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/related-apps";
-    POST              WRITE       ends DATASET          "/console/api/datasets/{dataset_id:uuid}/retry";
+    POST              WRITE       begins DATASET        "/console/api/datasets/{dataset_id:uuid}/retry";
     GET               DETAIL                            "/console/api/datasets/{dataset_id:uuid}/use-check";
     GET               DETAIL                            "/console/api/datasets/{resource_id:uuid}/api-keys";
     POST+PUT          WRITE       ends ACCESS           "/console/api/datasets/{resource_id:uuid}/api-keys";
@@ -71,7 +78,7 @@ pub(super) const ROWS: &[Row] = rows! { Console;
     POST              WRITE       ends ACCESS           "/console/api/datasets/api-keys";
     DELETE            WRITE       ends ACCESS           "/console/api/datasets/api-keys/{api_key_id:uuid}";
     GET               TASK                              "/console/api/datasets/batch_import_status/{job_id:uuid}";
-    POST              WRITE       ends DATASETS         "/console/api/datasets/batch_import_status/{job_id:uuid}";
+    POST              WRITE       begins DATASETS       "/console/api/datasets/batch_import_status/{job_id:uuid}";
     POST              WRITE       ends DATASETS         "/console/api/datasets/external";
     GET               DETAIL                            "/console/api/datasets/external-knowledge-api";
     POST              WRITE       ends DATASETS         "/console/api/datasets/external-knowledge-api";
@@ -79,7 +86,7 @@ pub(super) const ROWS: &[Row] = rows! { Console;
     PATCH+DELETE      WRITE       ends DATASETS         "/console/api/datasets/external-knowledge-api/{external_knowledge_api_id:uuid}";
     GET               DETAIL                            "/console/api/datasets/external-knowledge-api/{external_knowledge_api_id:uuid}/use-check";
     POST              GENERATE                          "/console/api/datasets/indexing-estimate";
-    POST              SLOW_WRITE  ends DATASETS         "/console/api/datasets/init";
+    POST              SLOW_WRITE  begins DATASETS       "/console/api/datasets/init";
     GET               DETAIL                            "/console/api/datasets/metadata/built-in";
     GET+POST          GENERATE                          "/console/api/datasets/notion-indexing-estimate";
     GET               DETAIL                            "/console/api/datasets/process-rule";
@@ -123,12 +130,12 @@ pub(super) const ROWS: &[Row] = rows! { Console;
     PATCH+DELETE      WRITE                             "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/draft/variables/{variable_id:uuid}";
     PUT               WRITE                             "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/draft/variables/{variable_id:uuid}/reset";
     GET               DETAIL                            "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/publish";
-    POST              WRITE       ends APPS             "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/publish";
+    POST              WRITE       begins APPS           "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/publish";
     POST              GENERATE    ends PIPELINE         "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/published/datasource/nodes/{node_id}/preview";
     POST              GENERATE    ends PIPELINE         "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/published/datasource/nodes/{node_id}/run";
     GET               DETAIL                            "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/published/pre-processing/parameters";
     GET               DETAIL                            "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/published/processing/parameters";
-    POST              GENERATE    ends PIPELINE         "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/published/run";
+    POST              GENERATE    begins PIPELINE       "/console/api/rag/pipelines/{pipeline_id:uuid}/workflows/published/run";
     GET               DETAIL                            "/console/api/rag/pipelines/datasource-plugins";
     POST              UPLOAD      ends APPS             "/console/api/rag/pipelines/imports";
     POST              UPLOAD      ends APPS             "/console/api/rag/pipelines/imports/{import_id}/confirm";

@@ -2,6 +2,10 @@
 //!
 //! Every read that is kept is kept per key. Suggested questions ask a model, indexing status and the status
 //! of the annotation reply are polled for a change that no request announces: none of them is kept.
+//!
+//! `begins` stands where dify-api hands work to Celery: indexing of new and changed documents, switching documents
+//! and segments on and off (changing a segment may switch it off), and the clean-up of what is deleted. New
+//! segments, child chunks and metadata are done when they are answered.
 
 use crate::classify::row::{Row, rows};
 
@@ -26,28 +30,28 @@ pub(super) const ROWS: &[Row] = rows! { Bearer;
     GET               LIST        fills DATASETS        "/v1/datasets";
     POST              WRITE       ends DATASETS         "/v1/datasets";
     GET               LIST        fills DATASET         "/v1/datasets/{dataset_id:uuid}";
-    PATCH+DELETE      WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/document/create-by-file";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/document/create-by-text";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/document/create_by_file";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/document/create_by_text";
+    PATCH+DELETE      WRITE       begins DATASET        "/v1/datasets/{dataset_id:uuid}";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/document/create-by-file";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/document/create-by-text";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/document/create_by_file";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/document/create_by_text";
     GET               LIST        fills DOCUMENTS       "/v1/datasets/{dataset_id:uuid}/documents";
-    GET               TASK                              "/v1/datasets/{dataset_id:uuid}/documents/{batch}/indexing-status";
+    GET               TASK        tells BATCH           "/v1/datasets/{dataset_id:uuid}/documents/{batch}/indexing-status";
     GET               LIST        fills DOCUMENTS       "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}";
-    DELETE            WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}";
+    DELETE            WRITE       begins DATASET        "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}";
     GET               LIST        fills DOCUMENTS       "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments";
     POST              WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments";
     GET               LIST        fills DOCUMENTS       "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}";
-    POST+DELETE       WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}";
+    POST+DELETE       WRITE       begins DATASET        "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}";
     GET               LIST        fills DOCUMENTS       "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}/child_chunks";
     POST              WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}/child_chunks";
     PATCH+DELETE      WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/segments/{segment_id:uuid}/child_chunks/{child_chunk_id:uuid}";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update-by-file";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update-by-text";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update_by_file";
-    POST              UPLOAD      ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update_by_text";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update-by-file";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update-by-text";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update_by_file";
+    POST              UPLOAD      begins DATASET        "/v1/datasets/{dataset_id:uuid}/documents/{document_id:uuid}/update_by_text";
     POST              WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/metadata";
-    PATCH             WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/documents/status/{action}";
+    PATCH             WRITE       begins DATASET        "/v1/datasets/{dataset_id:uuid}/documents/status/{action}";
     POST              GENERATE                          "/v1/datasets/{dataset_id:uuid}/hit-testing";
     GET               LIST        fills DATASET         "/v1/datasets/{dataset_id:uuid}/metadata";
     POST              WRITE       ends DATASET          "/v1/datasets/{dataset_id:uuid}/metadata";

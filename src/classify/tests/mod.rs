@@ -1,5 +1,6 @@
 //! Tests of the decision as a whole: the table against dify-api's rules, the traps, the measured writes.
 
+mod background;
 mod coverage;
 mod preview;
 mod properties;

@@ -25,7 +25,7 @@ use self::invalidation::{TagTable, TagVersions, Validity};
 use self::sync::{AtomicU64, Mutex, Ordering};
 use crate::cache::{freshness, key, packed, request_control};
 use crate::types::Failure;
-use crate::types::ids::{Tag, TagKind};
+use crate::types::ids::{Batch, Tag, TagKind};
 use crate::types::time::Clock;
 
 const SCHEDULES: usize = 2000;
@@ -147,10 +147,60 @@ fn nothing_is_stored_between_the_break_of_a_write_and_its_effect() {
             scene.table.bump(tags);
             scene
                 .table
-                .bump_unsettled(tags, scene.began, Duration::from_secs(30));
+                .bump_unsettled(tags, scene.began, Duration::from_secs(30), None);
             scene.origin.store(1, Ordering::SeqCst);
             scene.written.store(1, Ordering::SeqCst);
         });
+    });
+}
+
+#[test]
+fn nothing_is_stored_between_a_write_and_its_effect_while_another_write_s_batch_ends() {
+    check(|| {
+        let scene = Scene::new();
+        let (tags, window) = (&tags()[1..], Duration::from_secs(30));
+        let (one, other) = (Batch::named(b"1"), Batch::named(b"2"));
+        scene.table.bump_unsettled(tags, scene.began, window, Some(one));
+        let (writer, reader, asker) = (scene.clone(), scene.clone(), scene.clone());
+        together(vec![
+            Box::new(move || {
+                let tags = &self::tags()[1..];
+                writer
+                    .table
+                    .bump_unsettled(tags, writer.began, window, Some(other));
+                writer.origin.store(1, Ordering::SeqCst);
+                writer.written.store(1, Ordering::SeqCst);
+            }),
+            Box::new(move || {
+                asker.table.settle(&self::tags()[1..], one);
+                asker.fill();
+            }),
+            Box::new(move || {
+                reader.fill();
+                reader.read();
+            }),
+        ]);
+        scene.read();
+    });
+}
+
+#[test]
+fn what_is_fetched_before_a_batch_is_done_is_not_served_after_it() {
+    check(|| {
+        let scene = Scene::new();
+        let (tags, window) = (&tags()[1..], Duration::from_secs(30));
+        let batch = Batch::named(b"1");
+        scene.table.bump_unsettled(tags, scene.began, window, Some(batch));
+        with_readers_and_fills(&scene, move |scene| {
+            scene.origin.store(1, Ordering::SeqCst);
+            assert!(scene.table.settle(&self::tags()[1..], batch));
+            scene.written.store(1, Ordering::SeqCst);
+        });
+        assert!(
+            scene
+                .table
+                .is_settled(&scene.table.versions(self::tags()), scene.began)
+        );
     });
 }
 
