@@ -13,6 +13,7 @@ mod admin;
 mod admin_purge;
 mod captures;
 mod coalescing;
+mod commands;
 mod drain;
 mod endurance;
 mod explain;
