@@ -121,6 +121,10 @@ fn a_wrong_command_line_ends_with_2_and_help_with_0() {
         &["check", "--colour", "red"],
         &["completions", "klingon"],
         &["health", "--admin", "localhost"],
+        &["purge"],
+        &["purge", "--all", "--key", "00112233"],
+        &["stats", "--watch", "0"],
+        &["stats", "--watch", "--json"],
     ] {
         let ended = dify_edge(wrong).run();
         assert_eq!(ended.code, 2, "{wrong:?}");
@@ -376,7 +380,7 @@ fn every_shell_gets_a_completion_script_that_knows_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let ended = dify_edge(&["completions", shell]).run();
         assert_eq!(ended.code, 0, "{shell}");
-        for word in ["serve", "check", "upstream"] {
+        for word in ["serve", "check", "purge", "stats", "upstream"] {
             assert!(ended.stdout.contains(word), "{shell}: {word}");
         }
     }

@@ -2,7 +2,9 @@
 
 use http::header::{AUTHORIZATION, ORIGIN, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
+use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 
 use super::answer::Refusal;
 use crate::config::{AdminConfig, Token};
@@ -22,14 +24,7 @@ impl Auth {
     pub fn new(config: &AdminConfig) -> Result<Self, String> {
         let token = match (&config.token, &config.token_file) {
             (Some(token), _) => Some(token.clone()),
-            (None, Some(file)) => {
-                let wrong = |why: String| format!("admin.token_file: {}: {why}", file.display());
-                let token = read(file).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-                if let Some(problem) = token.problem() {
-                    return Err(wrong(problem));
-                }
-                Some(token)
-            }
+            (None, Some(file)) => Some(token_in(file).map_err(|why| format!("admin.token_file: {why}"))?),
             (None, None) => None,
         };
         Ok(Self {
@@ -77,12 +72,20 @@ fn bearer(field: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer").then_some(token)
 }
 
-fn read(file: &std::path::Path) -> std::io::Result<Token> {
+/// The token that is in a file, without white space around it.
+///
+/// # Errors
+/// When the file cannot be read or holds no usable token: a sentence that begins with the file.
+pub fn token_in(file: &Path) -> Result<Token, String> {
+    let wrong = |why: String| format!("{}: {why}", file.display());
     let mut text = String::new();
     // White space around the token has room, too.
     let most = Token::MOST as u64 * 2;
-    std::fs::File::open(file)?.take(most).read_to_string(&mut text)?;
-    Ok(Token(text.trim().to_owned()))
+    File::open(file)
+        .and_then(|file| file.take(most).read_to_string(&mut text))
+        .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let token = Token(text.trim().to_owned());
+    token.problem().map_or(Ok(token), |problem| Err(wrong(problem)))
 }
 
 #[cfg(test)]

@@ -13,5 +13,5 @@ mod purge;
 mod routes;
 mod server;
 
-pub use auth::Auth;
+pub use auth::{Auth, token_in};
 pub use server::{Admin, AdminParts};

@@ -1,27 +1,127 @@
 //! Asks the administrative listener of a running proxy; for commands that need no runtime.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
+
+use clap::Args;
+
+use super::{FAILED, INVALID};
+use crate::config::{AdminConfig, Token};
 
 /// For connecting, and for each read and write.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For the answer to a write: it may look at every stored answer.
+const LONG_PATIENCE: Duration = Duration::from_secs(30);
 /// No answer is longer, in bytes.
 const LONGEST: u64 = 1 << 20;
+/// Where the address may stand, too.
+const VARIABLE: &str = "DIFY_EDGE__ADMIN__ADDRESS";
+
+/// Which proxy is asked; the same for every command that needs no configuration.
+#[derive(Debug, Args)]
+pub(super) struct AdminArgs {
+    /// The administrative listener, like 127.0.0.1:9901 [default: DIFY_EDGE__ADMIN__ADDRESS, or 127.0.0.1:9901].
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    admin: Option<SocketAddr>,
+}
+
+impl AdminArgs {
+    /// The address of the administrative listener.
+    ///
+    /// # Errors
+    /// When the environment has what is none.
+    pub(super) fn address(&self) -> Result<SocketAddr, String> {
+        match (self.admin, std::env::var(VARIABLE)) {
+            (Some(address), _) => Ok(address),
+            (None, Ok(text)) if !text.is_empty() => {
+                address(&text).map_err(|error| format!("environment {VARIABLE}: {error}"))
+            }
+            _ => Ok(AdminConfig::default().address),
+        }
+    }
+}
+
+/// `ADDR:PORT`, also written as a URL.
+fn address(text: &str) -> Result<SocketAddr, AddrParseError> {
+    let rest = text
+        .strip_prefix("http://")
+        .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    rest.unwrap_or(text).parse()
+}
+
+/// Why there is no content: the exit code, and what to say.
+pub(super) type NoContent = (u8, String);
+
+/// The content of an answer with status 200 at `address`.
+///
+/// # Errors
+/// Nobody answers, or the answer is an error: then its message, when it has one.
+pub(super) fn content(
+    address: SocketAddr,
+    answer: std::io::Result<(u16, Vec<u8>)>,
+) -> Result<Vec<u8>, NoContent> {
+    let (status, content) = answer.map_err(|error| {
+        (
+            FAILED,
+            format!("{address}: no running proxy answers there: {error}"),
+        )
+    })?;
+    if status == 200 {
+        return Ok(content);
+    }
+    let json: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
+    let why = json["message"]
+        .as_str()
+        .map_or_else(|| format!("status {status}"), str::to_owned);
+    // 400: what it was asked is not valid.
+    let code = if status == 400 { INVALID } else { FAILED };
+    let hint = match status {
+        401 => "\ngive the token with --token, --token-file or DIFY_EDGE_ADMIN_TOKEN",
+        _ => "",
+    };
+    Err((code, format!("{address}: {why}{hint}")))
+}
 
 /// Status and content of the answer to `GET target` at `address`.
 ///
 /// # Errors
 /// When nobody answers in time, or what answers does not speak HTTP.
 pub(super) fn get(address: SocketAddr, target: &str) -> std::io::Result<(u16, Vec<u8>)> {
+    exchange(address, &format!("GET {target}"), "\r\n", PATIENCE)
+}
+
+/// The same of `POST target` with JSON and perhaps the token, which is usable ([`Token::problem`]).
+///
+/// # Errors
+/// As those of [`get`].
+pub(super) fn post(
+    address: SocketAddr,
+    target: &str,
+    token: Option<&Token>,
+    json: &str,
+) -> std::io::Result<(u16, Vec<u8>)> {
+    let bearer = token.map(|token| format!("authorization: Bearer {}\r\n", token.0));
+    let rest = format!(
+        "{}content-type: application/json\r\ncontent-length: {}\r\n\r\n{json}",
+        bearer.unwrap_or_default(),
+        json.len()
+    );
+    exchange(address, &format!("POST {target}"), &rest, LONG_PATIENCE)
+}
+
+fn exchange(
+    address: SocketAddr,
+    start: &str,
+    rest: &str,
+    patience: Duration,
+) -> std::io::Result<(u16, Vec<u8>)> {
     let address = reachable(address);
     let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
-    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_read_timeout(Some(patience))?;
     connection.set_write_timeout(Some(PATIENCE))?;
-    write!(
-        connection,
-        "GET {target} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
-    )?;
+    let request = format!("{start} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{rest}");
+    connection.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     connection.take(LONGEST).read_to_end(&mut answer)?;
     read(&answer).ok_or_else(|| std::io::Error::other("the answer is not HTTP"))
@@ -85,6 +185,53 @@ mod tests {
         assert!(answer_with(b"SSH-2.0-OpenSSH").is_err());
         assert!(answer_with("HTTP/1.1é 200\r\n\r\n".as_bytes()).is_err());
         assert!(answer_with(b"HTTP").is_err());
+    }
+
+    #[test]
+    fn the_message_of_a_refusal_is_said_and_where_the_token_goes() {
+        let at = SocketAddr::from(([127, 0, 0, 1], 9901));
+        let say = |status, text: &str| content(at, Ok((status, text.into())));
+        assert_eq!(say(200, "x"), Ok(b"x".to_vec()));
+        let refused = |code, why: &str| Err((code, format!("127.0.0.1:9901: {why}")));
+        assert_eq!(say(400, r#"{"message": "key: no"}"#), refused(INVALID, "key: no"));
+        assert_eq!(say(403, r#"{"message": "off"}"#), refused(FAILED, "off"));
+        for strange in ["", "<html>", "[]", r#"{"message": 1}"#] {
+            assert_eq!(say(502, strange), refused(FAILED, "status 502"), "{strange}");
+        }
+        let (code, why) = say(401, r#"{"message": "needed"}"#).unwrap_err();
+        assert!(
+            code == FAILED && why.starts_with("127.0.0.1:9901: needed\ngive the token with "),
+            "{why}"
+        );
+        let refused = content(at, Err(std::io::ErrorKind::ConnectionRefused.into())).unwrap_err();
+        assert!(
+            refused
+                .1
+                .contains("no running proxy answers there: connection refused"),
+            "{}",
+            refused.1
+        );
+    }
+
+    #[test]
+    fn an_address_may_be_written_as_a_url() {
+        let written = SocketAddr::from(([127, 0, 0, 1], 9901));
+        for text in [
+            "127.0.0.1:9901",
+            "http://127.0.0.1:9901",
+            "http://127.0.0.1:9901/",
+        ] {
+            assert_eq!(address(text), Ok(written), "{text}");
+        }
+        for text in [
+            "127.0.0.1:9901/",
+            "https://127.0.0.1:9901",
+            "http://127.0.0.1",
+            "localhost:9901",
+            "",
+        ] {
+            assert!(address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ pub mod completions;
 pub mod demo;
 pub mod explain;
 pub mod health;
+pub mod purge;
 pub mod serve;
+pub mod stats;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -58,6 +60,11 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Ask a running proxy whether it is ready; exit 0 when it is, 1 otherwise.
     Health(health::HealthArgs),
+    /// End stored answers of a running proxy: by key, tag, route or principal, or all.
+    #[command(after_help = EXIT_CODES)]
+    Purge(purge::PurgeArgs),
+    /// Show the cache of a running proxy in numbers.
+    Stats(stats::StatsArgs),
     /// Show what it does: replayed exchanges with a real dify-api, straight and through the proxy, in a table.
     Demo(demo::DemoArgs),
     /// Write a completion script for a shell to standard output.
@@ -79,6 +86,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Health(args) => health::run(&args),
+        Command::Purge(args) => purge::run(&args),
+        Command::Stats(args) => stats::run(&args),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::Completions(args) => completions::run(&args),
     }
@@ -143,8 +152,14 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no failure.
 fn print(text: &str) {
+    let _ = try_print(text.as_bytes());
+}
+
+/// Writes to standard output; for who goes on writing as long as somebody reads.
+fn try_print(text: &[u8]) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    stdout.write_all(text)?;
+    stdout.flush()
 }
 
 /// Writes a line to standard error.

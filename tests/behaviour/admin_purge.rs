@@ -15,10 +15,11 @@ use crate::support::edge::{self, Running};
 use crate::support::origin::{Action, Origin, json};
 use crate::support::{child, eventually};
 
-const TOKEN: &str = "a-token-for-behaviour-tests";
+/// What writes must carry here.
+pub const TOKEN: &str = "a-token-for-behaviour-tests";
 
 /// Reads that are stored: who asks, and for what.
-const READS: [(&str, &str); 5] = [
+pub const READS: [(&str, &str); 5] = [
     ("app-1", "/v1/info"),
     ("app-2", "/v1/info"),
     ("app-1", "/v1/parameters"),
@@ -40,7 +41,7 @@ fn with_token(config: &mut Config) {
 }
 
 /// Before an origin whose answers are numbered.
-async fn start() -> (Origin, Running) {
+pub async fn start() -> (Origin, Running) {
     let number = AtomicUsize::new(0);
     let origin = Origin::start(move |_| {
         let number = number.fetch_add(1, Ordering::Relaxed);
@@ -51,7 +52,7 @@ async fn start() -> (Origin, Running) {
     (origin, edge)
 }
 
-async fn read(edge: &Running, (who, target): (&str, &str)) -> Answer {
+pub async fn read(edge: &Running, (who, target): (&str, &str)) -> Answer {
     edge.ask(get(target, &[("Authorization", &format!("Bearer {who}"))]))
         .await
 }
@@ -81,7 +82,7 @@ async fn look(edge: &Running, target: &str) -> Answer {
     Client::connect(edge.admin).await.exchange(get(target, &[])).await
 }
 
-fn key_of(answer: &Answer) -> String {
+pub fn key_of(answer: &Answer) -> String {
     let (_, rest) = answer.cache_status().split_once("key=\"").expect("a key");
     rest[..8].to_owned()
 }
@@ -98,7 +99,7 @@ fn principal(who: &str) -> String {
 }
 
 /// Every way to select, with the places in [`READS`] of what it means.
-fn selections(first_key: &str) -> Vec<(Value, Vec<usize>)> {
+pub fn selections(first_key: &str) -> Vec<(Value, Vec<usize>)> {
     let object = |name: &str, value: Value| Value::Object([(name.to_owned(), value)].into_iter().collect());
     let id = "5F0E7A3C-0000-4000-8000-00000000000D";
     vec![
@@ -118,7 +119,7 @@ fn selections(first_key: &str) -> Vec<(Value, Vec<usize>)> {
 }
 
 /// Reads everything until it is stored; the key of the first.
-async fn prime(edge: &Running) -> String {
+pub async fn prime(edge: &Running) -> String {
     for what in READS {
         eventually("a fresh answer in memory", || async {
             let answer = read(edge, what).await;

@@ -1,6 +1,5 @@
 //! What `explain` says of a request is what the request path then does with it, for every recorded exchange.
 
-use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -345,24 +344,9 @@ impl Drop for File {
     }
 }
 
-/// The program, called with these arguments.
+/// `explain`, called with these arguments.
 fn call(arguments: &[&str]) -> (i32, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_dify-edge"))
-        .arg("explain")
-        .args(arguments)
-        .env_clear()
-        .output()
-        .expect("the program can be started");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    (
-        status.code().expect("it ends by itself"),
-        text(stdout),
-        text(stderr),
-    )
+    child::call(&[&["explain"], arguments].concat(), &[])
 }
 
 #[test]

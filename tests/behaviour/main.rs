@@ -14,6 +14,7 @@ mod admin_purge;
 mod background;
 mod captures;
 mod coalescing;
+mod commands;
 mod drain;
 mod endurance;
 mod explain;

@@ -87,6 +87,22 @@ pub async fn serve(mut config: Config, access: AccessLog) -> Served {
     }
 }
 
+/// The program, called with these arguments and this environment alone: its exit code, output and errors.
+pub fn call(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_dify-edge"))
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .output()
+        .expect("the program can be started");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (
+        output.status.code().expect("it ends by itself"),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
 /// Whether a line says that a listener is there, and which.
 fn listening_line(line: &str) -> Option<(bool, SocketAddr)> {
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
