@@ -224,3 +224,155 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     *rest = after;
     Some(taken)
 }
+
+/// Whatever these bytes are, reading them does no harm; with the digest that they should have put in, so that the
+/// form behind it is reached. For the fuzz target.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_anything(bytes: &[u8]) {
+    let (seal, key) = (Seal::new(None), Key([7; 16]));
+    let (clock, _) = crate::types::time::Clock::manual(SystemTime::UNIX_EPOCH + LONGEST);
+    let now = clock.now();
+    let local = || super::invalidation::TagTable::new(now.monotonic).versions([]);
+    let mut value = bytes.to_vec();
+    let _ = decode(&seal, &key, &value, "/", local(), now);
+    if value.len() > DIGEST {
+        value[0] = VERSION;
+        let digest = seal.digest(&key.0, &value[1 + DIGEST..]);
+        value[1..=DIGEST].copy_from_slice(digest.as_bytes());
+        if let Ok((entry, versions)) = decode(&seal, &key, &value, "/", local(), now) {
+            let response = entry.response(&http::Method::GET, now.monotonic);
+            assert!(response.headers().len() <= value.len());
+            let (life, age) = (entry.life.life(), entry.age(now.monotonic));
+            assert!(life <= 2 * LONGEST && age <= 2 * LONGEST);
+            // What was read once is written and read as the same.
+            let again = encode(&seal, &key, &entry, &versions, now);
+            assert!(decode(&seal, &key, &again, "/", local(), now).is_ok());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::invalidation::TagTable;
+    use crate::types::time::Clock;
+    use http::{HeaderMap, HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    fn entry(
+        status: u16,
+        reason: &str,
+        fields: &[(String, Vec<u8>)],
+        body: &[u8],
+        spans: [u32; 5],
+        now: Now,
+    ) -> Entry {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            headers.append(name, HeaderValue::from_bytes(value).expect("a value"));
+        }
+        let [age, ttl, revalidate, on_error, since] = spans.map(|span| Duration::from_millis(span.into()));
+        Entry {
+            status: StatusCode::from_u16(status).expect("a status"),
+            reason: (!reason.is_empty())
+                .then(|| Box::new(ReasonPhrase::try_from(reason.as_bytes()).expect("a phrase"))),
+            selective: Selective::of(&headers),
+            packed: Packed::new(&headers, body),
+            template: "/v1/info",
+            asked_at: now.monotonic - since,
+            checked_at: now.monotonic,
+            life: Storable {
+                age,
+                ttl,
+                stale_while_revalidate: revalidate,
+                stale_if_error: on_error,
+            },
+            versions: TagTable::new(now.monotonic).versions([]),
+            fate: Fate::default(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_is_read_as_it_was_written_and_as_much_older_as_it_is(
+            status in 200u16..600,
+            reason in "[A-Z ]{0,20}",
+            fields in proptest::collection::vec(("[a-z-]{1,20}", proptest::collection::vec(32u8..=126, 0..40)), 0..20),
+            body: Vec<u8>,
+            spans in [0..100_000_000u32, 0..100_000_000, 0..100_000_000, 0..100_000_000, 0..1000],
+            slots in proptest::collection::vec(any::<(u16, u64)>(), 0..10),
+            epoch: u64,
+            later in 0..1_000_000u64,
+        ) {
+            let (clock, time) = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+            let (seal, key) = (Seal::new(Some("the one secret")), Key([1; 16]));
+            let now = clock.now();
+            let entry = entry(status, &reason, &fields, &body, spans, now);
+            let versions = SharedVersions { epoch, slots: slots.into_iter().collect() };
+            let value = encode(&seal, &key, &entry, &versions, now);
+            time.advance(Duration::from_millis(later));
+            let now = clock.now();
+            let local = TagTable::new(now.monotonic).versions([]);
+            let (read, stored) = decode(&seal, &key, &value, "/v1/info", local.clone(), now).expect("an answer");
+            prop_assert_eq!(stored, versions);
+            prop_assert_eq!(read.status, entry.status);
+            prop_assert_eq!(&read.reason, &entry.reason);
+            prop_assert_eq!(read.packed.headers(), entry.packed.headers());
+            prop_assert_eq!(read.packed.body(), entry.packed.body());
+            prop_assert_eq!(read.life, entry.life);
+            prop_assert_eq!(read.age(now.monotonic), entry.age(now.monotonic));
+            prop_assert_eq!(read.ttl(now.monotonic), entry.ttl(now.monotonic));
+
+            for (seal, key) in [(Seal::new(Some("another secret")), key), (seal, Key([2; 16]))] {
+                let read = decode(&seal, &key, &value, "/v1/info", local.clone(), now);
+                prop_assert_eq!(read.err(), Some(Unreadable::Digest), "another secret, or another key's value");
+            }
+        }
+
+        #[test]
+        fn a_value_that_was_cut_or_changed_is_unreadable(body: Vec<u8>, at: prop::sample::Index, bit in 0..8u32) {
+            let (clock, _) = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+            let (seal, key, now) = (Seal::new(None), Key([1; 16]), clock.now());
+            let versions = SharedVersions { epoch: 1, slots: smallvec::smallvec![(1, 2)] };
+            let entry = entry(200, "", &[], &body, [0, 1000, 0, 0, 0], now);
+            let value = encode(&seal, &key, &entry, &versions, now);
+            let at = at.index(value.len());
+            let mut changed = value.to_vec();
+            changed[at] ^= 1 << bit;
+            for value in [&value[..at], &changed[..]] {
+                let local = TagTable::new(now.monotonic).versions([]);
+                prop_assert!(decode(&seal, &key, value, "/", local, now).is_err());
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            read_anything(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_value_from_the_future_was_asked_for_now() {
+        let (clock, _) = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        let (seal, key, now) = (Seal::new(None), Key([1; 16]), clock.now());
+        let versions = SharedVersions {
+            epoch: 1,
+            slots: smallvec::SmallVec::new(),
+        };
+        let value = encode(
+            &seal,
+            &key,
+            &entry(200, "", &[], b"x", [0, 1000, 0, 0, 0], now),
+            &versions,
+            now,
+        );
+        let behind = Now {
+            wall: now.wall - Duration::from_secs(60),
+            ..now
+        };
+        let local = TagTable::new(now.monotonic).versions([]);
+        let (read, _) = decode(&seal, &key, &value, "/", local, behind).expect("an answer");
+        assert_eq!(read.age(now.monotonic), Duration::ZERO);
+    }
+}

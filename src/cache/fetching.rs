@@ -165,12 +165,14 @@ impl Shared {
         }
     }
 
-    /// What the tier that instances share has under a key; an answer that may be used is in memory afterwards.
+    /// What the tier that instances share has under a key, and whether somebody has the `lease` if that is asked; an
+    /// answer that may be used is in memory afterwards.
     pub(super) async fn read_shared(
         &self,
         key: &Key,
         template: &'static str,
         versions: &TagVersions,
+        lease: bool,
     ) -> Found {
         let Some(l2) = &self.l2 else {
             return Found::default();
@@ -179,7 +181,7 @@ impl Shared {
         if !self.tags.is_settled(versions, self.clock.now().monotonic) {
             return Found::default();
         }
-        let mut found = l2.read(key, template, versions).await;
+        let mut found = l2.read(key, template, versions, lease).await;
         // A change may have happened here meanwhile.
         if self.tags.validity(versions) != Validity::Current {
             return Found::default();
@@ -240,7 +242,7 @@ impl Shared {
         old: &Entry,
     ) {
         let found = self
-            .read_shared(&miss.key, miss.outcome.template, &versions)
+            .read_shared(&miss.key, miss.outcome.template, &versions, false)
             .await;
         if let Some(entry) = found.entry
             && entry.asked_at > old.asked_at

@@ -33,3 +33,16 @@ mod write_guard;
 pub use instances::Background;
 pub use metrics::{CacheMetrics, SharedMetrics};
 pub use service::{Cache, CacheLayer};
+
+/// What the fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Reads a value.
+    pub fn value(bytes: &[u8]) {
+        super::codec::read_anything(bytes);
+    }
+    /// Reads a message.
+    pub fn message(bytes: &[u8]) {
+        super::coherence::read_anything(bytes);
+    }
+}

@@ -262,7 +262,7 @@ where
         let shared = &self.shared;
         let versions = shared.versions(&request.decision, &key);
         let found = shared
-            .read_shared(&key, request.decision.template, &versions)
+            .read_shared(&key, request.decision.template, &versions, false)
             .await;
         let (entry, source) = match found.entry {
             Some(entry) => (Some(entry), Source::Shared),

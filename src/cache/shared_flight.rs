@@ -52,7 +52,9 @@ impl Shared {
         let mut pause = FIRST_LOOK;
         loop {
             // Also by who has the lease: the one before may just have stored its answer.
-            let found = self.read_shared(&miss.key, miss.outcome.template, versions).await;
+            let found = self
+                .read_shared(&miss.key, miss.outcome.template, versions, true)
+                .await;
             let now = self.clock.now().monotonic;
             if let Some(entry) = found.entry
                 && entry.staleness(false, now) == Staleness::Fresh

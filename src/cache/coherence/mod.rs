@@ -19,6 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use self::hearing::{Effect, Hearing, SILENCE};
+#[cfg(fuzzing)]
+pub(super) use self::message::read_anything;
 use self::message::{MOST_SLOTS, Message, News};
 pub(super) use self::outbox::Outbox;
 use super::codec::{Seal, unix_millis};

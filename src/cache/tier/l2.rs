@@ -66,7 +66,7 @@ pub(in crate::cache) struct Found {
     /// The versions that the store has; with them an answer that is fetched from now on can be stored. `None`: it
     /// cannot be.
     pub versions: Option<SharedVersions>,
-    /// Whether some instance is fetching the answer for all.
+    /// Whether some instance is fetching the answer for all, if that was asked.
     pub leased: bool,
 }
 
@@ -153,12 +153,14 @@ impl L2 {
         self.limits.timeout
     }
 
-    /// What is stored under `key`, for an answer of the route `template` that depends on what `local` is of.
+    /// What is stored under `key`, for an answer of the route `template` that depends on what `local` is of, and who
+    /// has the `lease`, if that is asked.
     pub(in crate::cache) async fn read(
         &self,
         key: &Key,
         template: &'static str,
         local: &TagVersions,
+        lease: bool,
     ) -> Found {
         if !self.gate.is_open() {
             return Found::default();
@@ -170,7 +172,7 @@ impl L2 {
             return Found::default();
         }
         let began = self.clock.now().monotonic;
-        let Some(seen) = self.wait(self.tier.read(key, &slots)).await else {
+        let Some(seen) = self.wait(self.tier.read(key, &slots, lease)).await else {
             return Found::default();
         };
         let Seen {

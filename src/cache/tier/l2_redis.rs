@@ -63,7 +63,28 @@ pub(in crate::cache) struct Redis {
     tags: RedisKey,
     marks: RedisKey,
     board: String,
+    names: SlotNames,
     link: ArcSwapOption<Link>,
+}
+
+/// The fields of the slots, five digits each: written down once, for each command names several.
+#[derive(Debug, Clone)]
+struct SlotNames(Bytes);
+
+impl SlotNames {
+    fn new() -> Self {
+        Self(
+            (0..=u16::MAX)
+                .map(|slot| format!("{slot:05}"))
+                .collect::<String>()
+                .into(),
+        )
+    }
+
+    fn of(&self, slot: u16) -> RedisKey {
+        let at = usize::from(slot) * 5;
+        RedisKey::from(self.0.slice(at..at + 5))
+    }
 }
 
 /// Connections in use.
@@ -138,6 +159,7 @@ impl Redis {
             marks: RedisKey::from(format!("{prefix}unsettled")),
             board: format!("{prefix}board"),
             prefix: prefix.clone(),
+            names: SlotNames::new(),
             link: ArcSwapOption::empty(),
         })
     }
@@ -314,8 +336,12 @@ impl Redis {
 }
 
 impl Tier for Redis {
-    fn read(&self, key: &Key, slots: &[u16]) -> Reply<Seen> {
-        let keys = vec![self.value_key(key), self.lease_key(key)];
+    fn read(&self, key: &Key, slots: &[u16], lease: bool) -> Reply<Seen> {
+        let mut keys = vec![self.value_key(key)];
+        if lease {
+            keys.push(self.lease_key(key));
+        }
+        let names = self.names.clone();
         let tags = self.tags.clone();
         let slots: smallvec::SmallVec<[u16; 6]> = slots.into();
         let link = self.link();
@@ -324,7 +350,7 @@ impl Tier for Redis {
             let pipeline = link.client.pipeline();
             let mut fields = Vec::with_capacity(1 + slots.len());
             fields.push(RedisKey::from_static_str(EPOCH));
-            fields.extend(slots.iter().map(|slot| RedisKey::from(slot.to_string())));
+            fields.extend(slots.iter().map(|slot| names.of(*slot)));
             pipeline.mget::<(), _>(keys).await?;
             pipeline.hmget::<(), _, _>(&tags, fields).await?;
             let Value::Array(replies) = pipeline.all::<Value>().await? else {
@@ -400,23 +426,27 @@ impl Tier for Redis {
 
     fn announce(&self, notice: &Notice) -> Reply<()> {
         let (tags, marks, board) = (self.tags.clone(), self.marks.clone(), self.board.clone());
+        let names = self.names.clone();
         let notice = notice.clone();
         let link = self.link();
         Box::pin(async move {
             let pipeline = link?.client.pipeline();
             for slot in &notice.slots {
-                pipeline.hincrby::<(), _, _>(&tags, slot.to_string(), 1).await?;
+                pipeline.hincrby::<(), _, _>(&tags, names.of(*slot), 1).await?;
             }
             if notice.all {
                 pipeline
                     .hset::<(), _, _>(&tags, (EPOCH, random().to_string()))
                     .await?;
             }
-            let names = || notice.slots.iter().map(ToString::to_string);
             match notice.mark {
                 Mark::None => {}
                 Mark::Unsettled(until) => {
-                    let fields: Vec<_> = names().map(|slot| (slot, until.to_string())).collect();
+                    let fields: Vec<_> = notice
+                        .slots
+                        .iter()
+                        .map(|slot| (names.of(*slot), until.to_string()))
+                        .collect();
                     pipeline.hset::<(), _, _>(&marks, fields).await?;
                     pipeline.pexpire::<(), _>(&marks, millis(MARKS), None).await?;
                 }

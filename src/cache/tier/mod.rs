@@ -24,8 +24,9 @@ pub(super) type Reply<T> = Pin<Box<dyn Future<Output = Result<T, TierError>> + S
 /// A store that instances share, and a board on which they tell each other what ends. Commands wait for as long as
 /// the store does; deadlines are the caller's.
 pub(super) trait Tier: Debug + Send + Sync {
-    /// What is stored under `key`, and the versions of `slots`, as of one moment after the call.
-    fn read(&self, key: &Key, slots: &[u16]) -> Reply<Seen>;
+    /// What is stored under `key`, the versions of `slots`, and whether somebody has the `lease` if that is asked, as
+    /// of one moment after the call.
+    fn read(&self, key: &Key, slots: &[u16], lease: bool) -> Reply<Seen>;
 
     /// Stores `value` for `life`, and gives back the lease if the caller has it.
     fn write(&self, key: &Key, value: Bytes, life: Duration, release: bool) -> Reply<()>;
@@ -54,7 +55,7 @@ pub(super) trait Tier: Debug + Send + Sync {
 pub(super) struct Seen {
     /// The value.
     pub value: Option<Bytes>,
-    /// Whether somebody has the lease to fetch it.
+    /// Whether somebody has the lease to fetch it; `false` when that was not asked.
     pub leased: bool,
     /// Versions; `None` while there is no epoch.
     pub versions: Option<SharedVersions>,
