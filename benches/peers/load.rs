@@ -9,13 +9,15 @@ use std::time::Duration;
 use crate::rows::Row;
 use crate::server::Server;
 
-const HOST: &str = "dify.example";
-const AUTHORIZATION: &str = "Bearer app-GHrAtfIBFSM66PQyLXD0FfZE";
+pub(crate) const HOST: &str = "dify.example";
+pub(crate) const AUTHORIZATION: &str = "Bearer app-GHrAtfIBFSM66PQyLXD0FfZE";
 
 /// What a run of load came to.
 pub(crate) struct Summary {
     pub(crate) requests: f64,
     pub(crate) seconds: f64,
+    /// 99th percentile of the latency in milliseconds; 0 when the load does not tell.
+    pub(crate) p99: f64,
 }
 
 /// Asks once; an error unless the answer is 200 with a body of the right length.
@@ -86,7 +88,15 @@ fn of_wrk(text: &str) -> Option<(Summary, f64)> {
     let value: serde_json::Value = serde_json::from_str(line).ok()?;
     let requests = value["requests"].as_f64()?;
     let seconds = value["micros"].as_f64()? / 1e6;
-    Some((Summary { requests, seconds }, value["errors"].as_f64()?))
+    let p99 = value["p99"].as_f64()? / 1e3;
+    Some((
+        Summary {
+            requests,
+            seconds,
+            p99,
+        },
+        value["errors"].as_f64()?,
+    ))
 }
 
 fn of_h2load(text: &str, seconds: u64) -> Option<(Summary, f64)> {
@@ -102,6 +112,7 @@ fn of_h2load(text: &str, seconds: u64) -> Option<(Summary, f64)> {
     let summary = Summary {
         requests: number(" succeeded")?,
         seconds: seconds as f64,
+        p99: 0.0,
     };
     Some((
         summary,
@@ -143,11 +154,19 @@ pub(crate) fn fill(server: &Server, answers: usize) -> std::io::Result<()> {
 pub(crate) fn at_random(
     server: &Server,
     answers: usize,
+    connections: usize,
     seconds: u64,
     folder: &Path,
 ) -> Result<Summary, String> {
     let mut command = Command::new("wrk");
-    command.args(["-t1", "-c64", "-d", &format!("{seconds}s"), "-s"]);
+    command.args([
+        "-t1",
+        "-c",
+        &connections.to_string(),
+        "-d",
+        &format!("{seconds}s"),
+        "-s",
+    ]);
     command.arg(folder.join("entries.lua")).env("PEERS_DIR", folder);
     command.args([
         "-H",

@@ -9,6 +9,7 @@ mod load;
 mod origin;
 mod rows;
 mod server;
+mod shared;
 mod table;
 
 use std::net::TcpListener;
@@ -103,6 +104,7 @@ fn measure(args: &Args) -> Result<(Vec<Sample>, usize), String> {
         workers: args.server_cpus.split(',').count(),
         cpus: args.server_cpus.clone(),
         origin: port,
+        shared: "type: memory".into(),
     };
     let mut servers = Vec::new();
     for peer in PEERS {
@@ -115,6 +117,9 @@ fn measure(args: &Args) -> Result<(Vec<Sample>, usize), String> {
     }
     if "entries".contains(&args.only) {
         entries(&setting, args.seconds)?;
+    }
+    if "shared".contains(&args.only) {
+        shared::measure(&setting, args.seconds, &answers)?;
     }
     let (rounds, seconds) = if args.quick {
         (1, 1)
@@ -181,7 +186,7 @@ fn entries(setting: &Setting, seconds: u64) -> Result<(), String> {
         wait_for(&server)?;
         load::fill(&server, stored).map_err(|error| error.to_string())?;
         let used = cost::cpu_nanos(server.pid());
-        let summary = load::at_random(&server, stored, seconds, &setting.folder)?;
+        let summary = load::at_random(&server, stored, 64, seconds, &setting.folder)?;
         let micros = (cost::cpu_nanos(server.pid()) - used) as f64 / 1e3 / summary.requests;
         let memory = cost::memory_kib(server.pid()) / 1024;
         println!("| {stored} | {micros:.1} | {memory} |");
@@ -191,7 +196,7 @@ fn entries(setting: &Setting, seconds: u64) -> Result<(), String> {
 }
 
 /// Waits until a server answers.
-fn wait_for(server: &Server) -> Result<(), String> {
+pub(crate) fn wait_for(server: &Server) -> Result<(), String> {
     let mut last = String::new();
     for _ in 0..100 {
         match load::check(server, &ROWS[0]) {

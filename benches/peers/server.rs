@@ -16,6 +16,8 @@ pub(crate) struct Setting {
     pub(crate) cpus: String,
     pub(crate) workers: usize,
     pub(crate) origin: u16,
+    /// What dify-edge is told of a shared tier, a line of YAML.
+    pub(crate) shared: String,
 }
 
 /// A running server; stopped when dropped.
@@ -63,6 +65,7 @@ impl Server {
                 setting.folder.join("work/cert.pem").display().to_string(),
             ),
             ("@KEY@", setting.folder.join("work/key.pem").display().to_string()),
+            ("@SHARED@", setting.shared.clone()),
             ("@SENDFILE@", "off".into()),
             ("@MEMORY@", "4GiB".into()),
         ];

@@ -150,11 +150,6 @@ impl Shared {
         }
     }
 
-    /// Whether anything is kept anywhere.
-    pub(super) fn keeps(&self) -> bool {
-        self.config.enable_local || self.l2.is_some()
-    }
-
     /// Puts an answer in memory, if answers are kept there; tells whether it can be found there or in the tier
     /// that instances share, where it came from or goes.
     pub(super) fn keep(&self, key: Key, entry: &Arc<Entry>) -> bool {
@@ -185,6 +180,12 @@ impl Shared {
         // A change may have happened here meanwhile.
         if self.tags.validity(versions) != Validity::Current {
             return Found::default();
+        }
+        if let Some(there) = self.l1.get(key)
+            && self.validity(&there, self.clock.now().monotonic) == Validity::Ended
+        {
+            // However new it is, it is out of use: after a time of deafness, what was found may be this very answer.
+            self.l1.remove(key);
         }
         if let Some(entry) = &found.entry
             && !self.keep(*key, entry)

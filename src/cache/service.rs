@@ -145,7 +145,7 @@ where
             &request.parts.headers,
             !request.body.is_empty(),
             &request.decision,
-            self.shared.keeps(),
+            self.shared.config.keeps(),
         );
         match plan {
             Plan::Write => self.write(request, outcome),

@@ -55,6 +55,11 @@ impl Default for CacheConfig {
 }
 
 impl CacheConfig {
+    /// Whether anything is kept anywhere.
+    pub fn keeps(&self) -> bool {
+        self.enable_local || self.r#type == CacheType::Redis
+    }
+
     /// Whether one instance fetches an answer of `class` while the others wait for it: as its `shared_flight`
     /// says, else where waiting is worth it.
     pub fn shares_flight(&self, class: CacheClass) -> bool {

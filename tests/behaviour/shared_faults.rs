@@ -320,3 +320,37 @@ async fn a_road_on_which_nothing_comes_through_is_given_up_for_another() {
     shares_again(&fleet, "held").await;
     agree(&fleet).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_connections_cost_no_fetch() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(2, &redis.url()).await;
+    for edge in 0..2 {
+        fleet.read(edge, "app-1").await;
+    }
+    eventually("the answer to be in Redis", || async {
+        (redis.keys("dify-edge:*v").await.len() == 1).then_some(())
+    })
+    .await;
+    let asked = fleet.origin.counts().requests;
+    for kind in ["pubsub", "normal"] {
+        redis.ask(&["CLIENT", "KILL", "TYPE", kind]).await;
+        for edge in &fleet.edges {
+            eventually("the loss to be noticed", || async {
+                (stats(edge).await["heard"] == false).then_some(())
+            })
+            .await;
+            uses_redis(edge).await;
+        }
+        for edge in 0..2 {
+            let answer = fleet.read(edge, "app-1").await;
+            assert!(
+                is_l2(&answer),
+                "asked whether it is still true: {}",
+                answer.cache_status()
+            );
+            assert!(fleet.read(edge, "app-1").await.is_hit());
+        }
+    }
+    assert_eq!(fleet.origin.counts().requests, asked);
+}

@@ -23,7 +23,7 @@ use fred::interfaces::{
     ClientLike, ClusterInterface, EventInterface, HashesInterface, KeysInterface, PubsubInterface,
 };
 use fred::types::cluster::ClusterRouting;
-use fred::types::config::{Config, TlsConnector};
+use fred::types::config::{Config, ServerConfig, TlsConnector};
 use fred::types::{
     Builder, ConnectHandle, Expiration, InfoKind, Key as RedisKey, Message, SetOptions, Value,
 };
@@ -43,6 +43,8 @@ use crate::types::ids::hex;
 
 /// How long new connections may take, all steps together.
 const CONNECT: Duration = Duration::from_secs(3);
+/// The longest that one step of it may take.
+const STEP: Duration = Duration::from_secs(1);
 /// Pauses between tries to connect: the first, doubled up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
@@ -168,10 +170,10 @@ impl Redis {
     pub(in crate::cache) async fn run(self: Arc<Self>, coherence: Arc<Coherence>, stop: CancellationToken) {
         let mut pause = FIRST_PAUSE;
         let mut said = false;
-        loop {
+        for attempt in 0.. {
             let connected = tokio::select! {
                 () = stop.cancelled() => return,
-                connected = timeout(CONNECT, self.connect()) => connected,
+                connected = timeout(CONNECT, self.connect(attempt)) => connected,
             };
             match connected.unwrap_or_else(|_| Err(TierError::Failed("no answer in time".to_owned()))) {
                 Ok(connected) => {
@@ -205,11 +207,20 @@ impl Redis {
         }
     }
 
-    fn client(&self) -> Result<Client, TierError> {
-        let mut builder = Builder::from_config(self.config.clone());
+    /// A client that has not connected yet. `attempt`: with each the next host is the first that is asked, for fred
+    /// waits for the first and tries no other.
+    fn client(&self, attempt: usize) -> Result<Client, TierError> {
+        let mut config = self.config.clone();
+        if let ServerConfig::Clustered { hosts, .. } | ServerConfig::Sentinel { hosts, .. } =
+            &mut config.server
+        {
+            let first = attempt % hosts.len().max(1);
+            hosts.rotate_left(first);
+        }
+        let mut builder = Builder::from_config(config);
         builder.with_connection_config(|config| {
-            config.connection_timeout = CONNECT;
-            config.internal_command_timeout = CONNECT;
+            config.connection_timeout = STEP;
+            config.internal_command_timeout = STEP;
             config.max_command_attempts = 1;
             config.max_redirections = 3;
             config.max_command_buffer_len = COMMANDS;
@@ -219,14 +230,14 @@ impl Redis {
         Ok(builder.build()?)
     }
 
-    async fn connect(&self) -> Result<Connected, TierError> {
-        let listener = self.client()?;
+    async fn connect(&self, attempt: usize) -> Result<Connected, TierError> {
+        let listener = self.client(attempt)?;
         let messages = listener.message_rx();
         let listening = Task(listener.connect());
         listener.wait_for_connect().await?;
         listener.subscribe(self.board.as_str()).await?;
 
-        let client = self.client()?;
+        let client = self.client(attempt)?;
         let commands = Task(client.connect());
         client.wait_for_connect().await?;
         let changes = client.cluster_change_rx();

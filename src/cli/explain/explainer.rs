@@ -109,7 +109,7 @@ impl<'c> Explainer<'c> {
             &request.parts.headers,
             !request.body.is_empty(),
             decision,
-            self.config.cache.enable_local,
+            self.config.cache.keeps(),
         );
         let key = match plan {
             plan::Plan::LookUp(principal, _) => Some(key_parts(request, principal)),
@@ -188,7 +188,7 @@ impl<'c> Explainer<'c> {
                 let why = match (detail, reasons.never_kept) {
                     ("no-store", _) => "the request says no-store",
                     (_, Some(why)) => why,
-                    _ if !self.config.cache.enable_local => "cache.enable_local is false",
+                    _ if !self.config.cache.keeps() => "cache.enable_local is false",
                     _ => "only GET and HEAD are answered from memory",
                 };
                 ("pass", why.into(), forward, detail)
