@@ -27,8 +27,8 @@ pub struct PurgeArgs {
     soft: bool,
     #[command(flatten)]
     admin: AdminArgs,
-    /// The administrative token. Who lists the processes of this machine sees it; nobody sees --token-file or
-    /// DIFY_EDGE_ADMIN_TOKEN.
+    /// The administrative token. Whoever lists the processes of this machine sees it, unlike that of --token-file or
+    /// of the environment, DIFY_EDGE_ADMIN_TOKEN.
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
     /// A file that holds the token.

@@ -9,7 +9,9 @@ use serde_json::Value;
 use crate::admin_purge::{READS, TOKEN, key_of, prime, read, selections, start};
 use crate::support::client::get;
 use crate::support::edge::{self, Running};
+use crate::support::fleet::Fleet;
 use crate::support::origin::{self, Action, Origin};
+use crate::support::redis::Redis;
 use crate::support::{child, within};
 
 const VARIABLE: &str = "DIFY_EDGE_ADMIN_TOKEN";
@@ -234,6 +236,34 @@ async fn stats_counts_what_was_served() {
     let (code, text, _) = run(edge.admin, &["stats", "--json"], &[]).await;
     let json: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((code, &json["hits"], &json["misses"]), (0, &3.into(), &2.into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_redis_there_is_a_second_row_and_the_others_are_told() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(1, &redis.url()).await;
+    fleet.read(0, "app-1").await;
+    let edge = &fleet.edges[0];
+    let (code, printed, _) = purge(edge, &["--all"]).await;
+    assert_eq!(
+        (code, printed.as_str()),
+        (
+            0,
+            "1 stored answer removed by this instance (all).\nOther instances: told.\n"
+        )
+    );
+    let (code, text, _) = run(edge.admin, &["stats"], &[]).await;
+    assert_eq!(code, 0);
+    let (_, json, _) = run(edge.admin, &["stats", "--json"], &[]).await;
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    let misses = &json["l2"]["misses"];
+    assert!(misses.as_u64() > Some(0), "{json}");
+    let row = ["L2", "-", "-", "0", &misses.to_string(), "0.0", "%"];
+    assert_eq!(cells(&text, "L2"), row, "{text}");
+    let open = text
+        .lines()
+        .any(|line| line.starts_with("l2 open ") && line.ends_with(" yes"));
+    assert!(open, "{text}");
 }
 
 #[tokio::test]
