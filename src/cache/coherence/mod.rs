@@ -278,7 +278,7 @@ impl Coherence {
     }
 
     /// Slots that are unsettled, and until when (milliseconds since the Unix epoch).
-    fn remember(&self, unsettled: &[(u16, u64)]) {
+    pub(super) fn remember(&self, unsettled: &[(u16, u64)]) {
         let now = self.clock.now();
         let wall = unix_millis(now.wall);
         for (slot, until) in unsettled {

@@ -24,6 +24,8 @@ use crate::types::{Body, Failure, FailureKind};
 
 mod background;
 mod flights;
+mod histories;
+mod instances;
 mod interleavings;
 mod model;
 mod races;

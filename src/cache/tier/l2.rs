@@ -179,7 +179,14 @@ impl L2 {
             value,
             leased,
             versions,
+            unsettled,
         } = seen;
+        if !unsettled.is_empty() {
+            // The message may be on its way here still.
+            self.coherence.remember(&unsettled);
+            self.metrics.misses.inc();
+            return Found::default();
+        }
         let Some(versions) = versions else {
             self.metrics.misses.inc();
             return Found {

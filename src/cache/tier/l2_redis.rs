@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `PREFIX{KEY}v` | an answer (`codec`) |
 //! | `PREFIX{KEY}l` | who fetches it for all, for a while; in the answer's cluster slot, so that one command sees both |
-//! | `PREFIXtags` | a hash: how often each slot of the table of tags was bumped, `epoch`, and the `run_id` of the server that it was made on |
-//! | `PREFIXunsettled` | a hash: until when a slot is unsettled |
+//! | `PREFIXtags` | a hash: how often each slot of the table of tags was bumped, `epoch`, the `run_id` of the server that it was made on, and until when any slot is unsettled |
+//! | `PREFIXunsettled` | a hash: until when each slot is unsettled |
 //! | `PREFIXboard` | the channel on which instances tell each other |
 //!
 //! All versions are in one hash, so they are lost together or not at all; the epoch tells it. A server that
@@ -36,10 +36,12 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Mark, Notice, Reply, Seen, SharedVersions, Tier, TierError};
+use crate::cache::codec::unix_millis;
 use crate::cache::coherence::Coherence;
 use crate::cache::key::Key;
 use crate::config::cache::RedisConfig;
 use crate::types::ids::hex;
+use crate::types::time::Clock;
 
 /// How long new connections may take, all steps together.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -51,11 +53,12 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Commands that wait for the connection, and messages that wait to be heard.
 const COMMANDS: usize = 8192;
 const MESSAGES: usize = 8192;
-/// How long marks of unsettled slots outlive the last of them; longer than any window.
-const MARKS: Duration = Duration::from_secs(2 * 3600);
+/// How long marks of unsettled slots outlive the last of them; as long as any window.
+const MARKS: Duration = Duration::from_secs(3600);
 
 const EPOCH: &str = "epoch";
 const RUN: &str = "run_id";
+const UNSETTLED: &str = "unsettled_until";
 
 /// See the module.
 #[derive(Debug)]
@@ -284,7 +287,11 @@ impl Redis {
         let there: Vec<Option<String>> = client.hmget(&self.tags, vec![EPOCH, RUN]).await?;
         let same = matches!(&there[..], [Some(_), Some(then)] if *then == run);
         if !same {
-            let fields = vec![(EPOCH, random().to_string()), (RUN, run.clone())];
+            let fields = vec![
+                (EPOCH, random().to_string()),
+                (RUN, run.clone()),
+                (UNSETTLED, longest_mark().to_string()),
+            ];
             client.hset::<(), _, _>(&self.tags, fields).await?;
         }
         Ok(run)
@@ -353,7 +360,7 @@ impl Tier for Redis {
             keys.push(self.lease_key(key));
         }
         let names = self.names.clone();
-        let tags = self.tags.clone();
+        let (tags, marks) = (self.tags.clone(), self.marks.clone());
         let slots: smallvec::SmallVec<[u16; 6]> = slots.into();
         let link = self.link();
         Box::pin(async move {
@@ -361,6 +368,7 @@ impl Tier for Redis {
             let pipeline = link.client.pipeline();
             let mut fields = Vec::with_capacity(1 + slots.len());
             fields.push(RedisKey::from_static_str(EPOCH));
+            fields.push(RedisKey::from_static_str(UNSETTLED));
             fields.extend(slots.iter().map(|slot| names.of(*slot)));
             pipeline.mget::<(), _>(keys).await?;
             pipeline.hmget::<(), _, _>(&tags, fields).await?;
@@ -374,18 +382,32 @@ impl Tier for Redis {
             let (value, lease) = (stored.next(), stored.next());
             let mut versions = versions.iter();
             let epoch = versions.next().and_then(Value::as_u64);
+            let marked = versions.next().and_then(Value::as_u64).unwrap_or(0);
             if epoch.is_none() {
                 // Evicted or flushed. What was read before has another epoch than this one, whoever makes it.
                 let pipeline = link.client.pipeline();
                 pipeline
                     .hsetnx::<(), _, _, _>(&tags, EPOCH, random().to_string())
                     .await?;
-                pipeline.hset::<(), _, _>(&tags, (RUN, link.run.as_str())).await?;
+                let fields = vec![(RUN, link.run.clone()), (UNSETTLED, longest_mark().to_string())];
+                pipeline.hset::<(), _, _>(&tags, fields).await?;
                 all(pipeline).await?;
             }
             // A slot that was never bumped is not there.
             let versions = versions.map(|version| version.as_u64().unwrap_or(0));
+            let now = unix_millis(Clock::System.now().wall);
+            let mut unsettled = Vec::new();
+            if marked > now {
+                // Something is; perhaps one of these.
+                let names: Vec<_> = slots.iter().map(|slot| names.of(*slot)).collect();
+                let marks: Vec<Option<u64>> = link.client.hmget(&marks, names).await?;
+                let marks = slots.iter().copied().zip(marks);
+                unsettled.extend(
+                    marks.filter_map(|(slot, until)| Some((slot, until.filter(|until| *until > now)?))),
+                );
+            }
             Ok(Seen {
+                unsettled,
                 value: value.and_then(bytes),
                 leased: lease.is_some_and(|lease| !lease.is_null()),
                 versions: epoch.map(|epoch| SharedVersions {
@@ -459,6 +481,10 @@ impl Tier for Redis {
                         .map(|slot| (names.of(*slot), until.to_string()))
                         .collect();
                     pipeline.hset::<(), _, _>(&marks, fields).await?;
+                    // Every window is the same, so this is the last of them.
+                    pipeline
+                        .hset::<(), _, _>(&tags, (UNSETTLED, until.to_string()))
+                        .await?;
                     pipeline.pexpire::<(), _>(&marks, millis(MARKS), None).await?;
                 }
             }
@@ -526,6 +552,11 @@ fn malformed() -> TierError {
 
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX).max(1)
+}
+
+/// Until when marks have to be looked for after it was forgotten whether there are any.
+fn longest_mark() -> u64 {
+    unix_millis(Clock::System.now().wall) + MARKS.as_millis() as u64
 }
 
 fn random() -> u64 {

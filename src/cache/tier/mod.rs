@@ -59,6 +59,8 @@ pub(super) struct Seen {
     pub leased: bool,
     /// Versions; `None` while there is no epoch.
     pub versions: Option<SharedVersions>,
+    /// Those of the slots that are unsettled, and until when (milliseconds since the Unix epoch).
+    pub unsettled: Vec<(u16, u64)>,
 }
 
 /// The versions that all instances agree upon. They are the same only if nothing of them was changed between,

@@ -1,0 +1,626 @@
+//! Plays a history: real caches, their background work, an origin that answers when the history says so, and time.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use http::{Method, Response};
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
+use prometheus::Registry;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tower::{Layer as _, Service};
+
+use super::promises::{Book, Change, Given, Reading, touched};
+use super::steps::{FILLS, INSTANCES, RESOURCES, Road, Step};
+use super::store::{Server, Way};
+use crate::cache::codec::Seal;
+use crate::cache::coherence::Coherence;
+use crate::cache::control::{CacheControl, Selection};
+use crate::cache::fetching::Shared;
+use crate::cache::instances::{Parts, over};
+use crate::cache::invalidation::TagTable;
+use crate::cache::key::Key;
+use crate::cache::tests::{request, write};
+use crate::cache::{Cache, CacheLayer, CacheMetrics, SharedMetrics};
+use crate::config::CacheConfig;
+use crate::config::cache::CacheType;
+use crate::types::ids::{Tag, TagKind, Tags};
+use crate::types::outcome::RouteClass;
+use crate::types::request::{ClassifiedRequest, FetchRequest};
+use crate::types::time::{Clock, ManualTime};
+use crate::types::{Body, Failure, FailureKind};
+
+/// The longest piece in which time passes.
+const PIECE: u64 = 50;
+/// How long a write that was cut off may still take effect.
+const UNSETTLED: Duration = Duration::from_secs(30);
+
+const TEMPLATES: [&str; RESOURCES] = ["/v1/info", "/v1/meta", "/v1/parameters"];
+
+/// A request that has come to the origin.
+struct Call {
+    /// The change that it is, or the resource that it asks for.
+    of: Result<usize, usize>,
+    began_at: Instant,
+    snapshot: Option<u64>,
+    reply: Option<oneshot::Sender<Result<Response<Body>, Failure>>>,
+}
+
+#[derive(Clone)]
+struct Origin {
+    calls: Arc<Mutex<Vec<Call>>>,
+    clock: Clock,
+}
+
+impl Service<FetchRequest> for Origin {
+    type Response = Response<Body>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: FetchRequest) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let number =
+                |name| -> Option<usize> { request.head.parts.headers.get(name)?.to_str().ok()?.parse().ok() };
+            let of = number("x-change").map_or_else(|| Err(number("x-resource").expect("one")), Ok);
+            let (reply, answer) = oneshot::channel();
+            let began_at = this.clock.now().monotonic;
+            this.calls.lock().push(Call {
+                of,
+                began_at,
+                snapshot: None,
+                reply: Some(reply),
+            });
+            answer.await.expect("an answer")
+        })
+    }
+}
+
+struct Instance {
+    cache: Cache<Origin>,
+    control: CacheControl,
+    shared: Arc<Shared>,
+    coherence: Arc<Coherence>,
+    stop: CancellationToken,
+    up: bool,
+}
+
+type Answer = Result<(Given, Response<()>), Failure>;
+
+pub(super) struct World {
+    server: Arc<Mutex<Server>>,
+    instances: Vec<Instance>,
+    origin: Origin,
+    time: Arc<ManualTime>,
+    clock: Clock,
+    versions: [u64; RESOURCES],
+    book: Book,
+    held: [bool; INSTANCES],
+    readings: BTreeMap<usize, Reading>,
+    /// Clients that wait, and which change theirs is.
+    writing: BTreeMap<usize, usize>,
+    clients: usize,
+    answered: Arc<Mutex<Vec<(usize, Answer)>>>,
+    tasks: BTreeMap<usize, tokio::task::JoinHandle<()>>,
+    pub(super) answers: u64,
+    pub(super) log: Option<Vec<String>>,
+}
+
+fn tags(bits: u8) -> Tags {
+    let kinds = [TagKind::AppMetadata, TagKind::Datasets];
+    (0..2)
+        .filter(|bit| bits >> bit & 1 == 1)
+        .map(|bit| Tag::all(kinds[bit]))
+        .collect()
+}
+
+impl Instance {
+    fn start(server: &Arc<Mutex<Server>>, index: usize, clock: &Clock, origin: &Origin) -> Self {
+        let mut config = CacheConfig {
+            r#type: CacheType::Redis,
+            ..CacheConfig::default()
+        };
+        config.unsettled_window = crate::types::units::Span(UNSETTLED);
+        let registry = Registry::new();
+        let metrics = CacheMetrics::register(&registry).expect("fresh registry");
+        let counters = SharedMetrics::register(&registry).expect("fresh registry");
+        let way = Arc::new(Way::new(server, index, clock.clone()));
+        let (shared, parts) = over(config, clock.clone(), metrics, counters, way, Seal::new(None));
+        let layer = CacheLayer::of(shared);
+        let cache = layer.layer(origin.clone());
+        let Parts {
+            coherence,
+            outbox,
+            writer,
+            timeout,
+        } = parts;
+        let stop = CancellationToken::new();
+        tokio::spawn(outbox.run(timeout, stop.clone()));
+        tokio::spawn(writer.run(stop.clone()));
+        let (control, shared) = (layer.control(), cache.shared_for_test());
+        Self {
+            cache,
+            control,
+            shared,
+            coherence,
+            stop,
+            up: false,
+        }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl World {
+    pub(super) fn new(log: bool) -> Self {
+        let (clock, time) = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_364_120));
+        let server = Arc::new(Mutex::new(Server::new(INSTANCES)));
+        let origin = Origin {
+            calls: Arc::default(),
+            clock: clock.clone(),
+        };
+        let instances = (0..INSTANCES)
+            .map(|index| Instance::start(&server, index, &clock, &origin))
+            .collect();
+        Self {
+            server,
+            instances,
+            origin,
+            time,
+            clock,
+            versions: [0; RESOURCES],
+            book: Book::default(),
+            held: [false; INSTANCES],
+            readings: BTreeMap::new(),
+            writing: BTreeMap::new(),
+            clients: 0,
+            answered: Arc::default(),
+            tasks: BTreeMap::new(),
+            answers: 0,
+            log: log.then(Vec::new),
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.clock.now().monotonic
+    }
+
+    fn note(&mut self, what: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push(what());
+        }
+    }
+
+    pub(super) async fn play(&mut self, steps: &[Step]) -> Result<(), String> {
+        // Everyone hears everyone.
+        self.advance(1500).await?;
+        for step in steps {
+            let began = self.now();
+            self.note(|| format!("{step:?}"));
+            self.step(step.clone()).await?;
+            let passed = self.now() - began;
+            if passed.is_zero() {
+                self.pass(1).await?;
+            }
+        }
+        self.note(|| "the end".to_owned());
+        self.come_to_rest().await
+    }
+
+    async fn step(&mut self, step: Step) -> Result<(), String> {
+        match step {
+            Step::Read(instance, resource) => self.read(instance, resource, false),
+            Step::ReadAnew(instance, resource) => self.read(instance, resource, true),
+            Step::Write(instance, tags) => self.write(instance, tags),
+            Step::Snapshot(n) => {
+                if let Some(call) = self.pick(n, |call| call.of.is_err() && call.snapshot.is_none()) {
+                    self.snapshot(call);
+                }
+            }
+            Step::Finish(n) => {
+                if let Some(call) = self.pick(n, |call| call.of.is_err()) {
+                    self.finish(call);
+                }
+            }
+            Step::Effect(n) => self.effect(n),
+            Step::Answer(n) => self.end_write(n, true),
+            Step::CutOff(n) => self.end_write(n, false),
+            Step::Purge(instance, tag) => self.purge(instance, tag),
+            Step::Advance(millis) => return self.advance(millis).await,
+            Step::Restart(instance) => self.restart(instance),
+            Step::Evict(instance, resource) => {
+                let shared = &self.instances[instance].shared;
+                let key = key(&self.request(resource));
+                shared.l1.remove(&key);
+            }
+            Step::Lose(instance) => {
+                if let Some(lost) = self.server.lock().next(instance) {
+                    let known = &mut self.book.known[instance];
+                    known.lost[lost.from] = known.lost[lost.from].max(lost.number);
+                }
+            }
+            Step::Hold(instance, held) => self.held[instance] = held,
+            Step::Road(instance, road) => {
+                let mut server = self.server.lock();
+                server.set_road(instance, road);
+                if road == Road::Cut {
+                    server.hang_up(instance);
+                }
+            }
+            Step::Empty => self.store_fails(Server::empty),
+            Step::Replicate => self.server.lock().replicate(),
+            Step::FailOver => self.store_fails(Server::fail_over),
+            Step::ForgetVersions => self.server.lock().forget_versions(),
+            Step::ForgetValues => self.server.lock().forget_values(),
+        }
+        self.settle().await
+    }
+
+    fn store_fails(&mut self, how: impl FnOnce(&mut Server)) {
+        let mut server = self.server.lock();
+        how(&mut server);
+        (0..INSTANCES).for_each(|instance| server.hang_up(instance));
+        for change in &mut self.book.changes {
+            change.store_lost = true;
+        }
+    }
+
+    /// The n-th open call that is so.
+    fn pick(&self, n: usize, is: impl Fn(&Call) -> bool) -> Option<usize> {
+        let calls = self.origin.calls.lock();
+        let open: Vec<_> = (0..calls.len())
+            .filter(|c| calls[*c].reply.is_some() && is(&calls[*c]))
+            .collect();
+        open.get(n.checked_rem(open.len())?).copied()
+    }
+
+    fn request(&self, resource: usize) -> ClassifiedRequest {
+        let mut request = request(Method::GET, TEMPLATES[resource]);
+        request.decision.template = TEMPLATES[resource];
+        request.decision.fills = tags(FILLS[resource]);
+        request.parts.headers.insert("x-resource", resource.into());
+        request
+    }
+
+    fn read(&mut self, instance: usize, resource: usize, anew: bool) {
+        let mut request = self.request(resource);
+        if anew {
+            request
+                .parts
+                .headers
+                .insert("cache-control", "no-cache".parse().expect("value"));
+        }
+        let hears = self.instances[instance].coherence.hears();
+        let reading = self.book.begin(instance, resource, hears, self.now());
+        let required = reading.required;
+        let client = self.send(instance, request);
+        self.note(|| {
+            format!("      client {client} has to get {required:?}; instance {instance} hears: {hears}")
+        });
+        self.readings.insert(client, reading);
+    }
+
+    fn write(&mut self, instance: usize, bits: u8) {
+        let mut request = write(RouteClass::Write);
+        request.decision.invalidates = tags(bits);
+        request
+            .parts
+            .headers
+            .insert("x-change", self.book.changes.len().into());
+        self.book.changes.push(Change {
+            instance,
+            tags: bits,
+            effects: Vec::new(),
+            over: false,
+            cut_until: None,
+            confirmed: None,
+            orphaned: false,
+            store_lost: false,
+            unheard_by: [false; INSTANCES],
+        });
+        let client = self.send(instance, request);
+        self.writing.insert(client, self.book.changes.len() - 1);
+    }
+
+    fn send(&mut self, instance: usize, request: ClassifiedRequest) -> usize {
+        self.clients += 1;
+        let (client, answered) = (self.clients, self.answered.clone());
+        let future = self.instances[instance].cache.call(request);
+        let calls = self.origin.calls.clone();
+        let task = tokio::spawn(async move {
+            let answer = match future.await {
+                Ok(response) => {
+                    let (head, body) = response.into_parts();
+                    let body = body.collect().await.expect("a whole body").to_bytes();
+                    let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+                    let call = body["call"].as_u64().unwrap_or_default() as usize;
+                    let status = head
+                        .headers
+                        .get("cache-status")
+                        .and_then(|value| value.to_str().ok());
+                    let given = Given {
+                        version: body["version"].as_u64().unwrap_or_default(),
+                        fetched_at: calls.lock()[call].began_at,
+                        status: status.unwrap_or_default().to_owned(),
+                    };
+                    Ok((given, Response::from_parts(head, ())))
+                }
+                Err(failure) => Err(failure),
+            };
+            answered.lock().push((client, answer));
+        });
+        self.tasks.insert(client, task);
+        client
+    }
+
+    fn snapshot(&mut self, call: usize) {
+        let mut calls = self.origin.calls.lock();
+        if let Err(resource) = calls[call].of {
+            calls[call].snapshot.get_or_insert(self.versions[resource]);
+        }
+    }
+
+    fn finish(&mut self, call: usize) {
+        self.snapshot(call);
+        let mut calls = self.origin.calls.lock();
+        let version = calls[call].snapshot.unwrap_or_default();
+        let body = format!("{{\"version\": {version}, \"call\": {call}}}");
+        if let Some(reply) = calls[call].reply.take() {
+            // Nobody waits when its instance has ended.
+            let _ = reply.send(super::super::ok(body));
+        }
+        drop(calls);
+        self.note(|| format!("      fetch {call} gets version {version}"));
+    }
+
+    fn effect(&mut self, n: usize) {
+        let now = self.now();
+        let may = |change: &Change| match change.cut_until {
+            Some(until) => now + PIECE_AND_MORE < until,
+            None => !change.over && change.effects.is_empty(),
+        };
+        let possible: Vec<_> = (0..self.book.changes.len())
+            .filter(|c| may(&self.book.changes[*c]))
+            .collect();
+        let Some(number) = n.checked_rem(possible.len()).map(|n| possible[n]) else {
+            return;
+        };
+        let sent = self.origin.calls.lock().iter().any(|call| call.of == Ok(number));
+        if sent {
+            self.take_effect(number);
+        }
+    }
+
+    fn take_effect(&mut self, number: usize) {
+        for resource in touched(self.book.changes[number].tags) {
+            self.versions[resource] += 1;
+            self.book.changes[number]
+                .effects
+                .push((resource, self.versions[resource]));
+        }
+        let versions = self.versions;
+        self.note(|| format!("      change {number} takes effect: {versions:?}"));
+    }
+
+    fn end_write(&mut self, n: usize, answered: bool) {
+        let Some(call) = self.pick(n, |call| call.of.is_ok()) else {
+            return;
+        };
+        let mut calls = self.origin.calls.lock();
+        let Ok(number) = calls[call].of else {
+            return;
+        };
+        let reply = calls[call].reply.take();
+        drop(calls);
+        let answer = if answered {
+            if self.book.changes[number].effects.is_empty() {
+                self.take_effect(number);
+            }
+            super::super::ok("{}")
+        } else {
+            self.book.changes[number].cut_until = Some(self.now() + UNSETTLED);
+            Err(Failure::new(FailureKind::UpstreamReset, "cut off").sent())
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(answer);
+        }
+        self.note(|| {
+            format!(
+                "      change {number} is {}",
+                if answered { "answered" } else { "cut off" }
+            )
+        });
+    }
+
+    fn purge(&mut self, instance: usize, tag: Option<u8>) {
+        let bits = tag.unwrap_or(0b11);
+        self.book.changes.push(Change {
+            instance,
+            tags: bits,
+            effects: Vec::new(),
+            over: true,
+            cut_until: None,
+            confirmed: None,
+            orphaned: false,
+            store_lost: false,
+            unheard_by: [false; INSTANCES],
+        });
+        self.take_effect(self.book.changes.len() - 1);
+        let selection = match tag {
+            Some(bits) => Selection::Tag(tags(bits)[0]),
+            None => Selection::All,
+        };
+        drop(self.instances[instance].control.purge(&selection, false));
+    }
+
+    fn restart(&mut self, instance: usize) {
+        self.server.lock().hang_up(instance);
+        self.book.restarted(instance);
+        self.instances[instance] = Instance::start(&self.server, instance, &self.clock, &self.origin);
+        // Its clients are gone with it; what it had sent is cut off, and nobody else can know of it.
+        let of = |reading: &Reading| reading.instance == instance;
+        self.readings.retain(|_, reading| !of(reading));
+        self.writing
+            .retain(|_, change| self.book.changes[*change].instance != instance);
+        for known in &mut self.book.known {
+            (known.delivered[instance], known.lost[instance]) = (0, 0);
+        }
+    }
+
+    async fn advance(&mut self, millis: u64) -> Result<(), String> {
+        let mut left = millis;
+        while left > 0 {
+            let piece = left.min(PIECE);
+            self.pass(piece).await?;
+            left -= piece;
+        }
+        Ok(())
+    }
+
+    async fn pass(&mut self, millis: u64) -> Result<(), String> {
+        self.time.advance(Duration::from_millis(millis));
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        self.settle().await
+    }
+
+    /// Lets everybody do what there is to do, delivers messages and makes connections.
+    async fn settle(&mut self) -> Result<(), String> {
+        for _ in 0..3 {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            let now = self.now();
+            for index in 0..INSTANCES {
+                let coherence = self.instances[index].coherence.clone();
+                let up = self.server.lock().is_up(index);
+                if self.instances[index].up && !up {
+                    self.instances[index].up = false;
+                    coherence.lost();
+                }
+                if !self.instances[index].up {
+                    let connected = self.server.lock().connect(index);
+                    if let Some(unsettled) = connected {
+                        self.instances[index].up = true;
+                        coherence.connected(&unsettled);
+                    }
+                }
+                while !self.held[index] && self.server.lock().is_open(index) {
+                    let Some(posted) = self.server.lock().next(index) else {
+                        break;
+                    };
+                    let known = &mut self.book.known[index];
+                    known.delivered[posted.from] = known.delivered[posted.from].max(posted.number);
+                    if posted.from == index {
+                        known.heard_at = known.heard_at.max(posted.beat_at);
+                    }
+                    coherence.hear(&posted.bytes);
+                }
+            }
+            self.confirm(now);
+            self.look_at_answers()?;
+        }
+        Ok(())
+    }
+
+    /// Notes which changes the store has confirmed.
+    fn confirm(&mut self, now: Instant) {
+        let server = self.server.lock();
+        for change in self.book.changes.iter_mut() {
+            let open = change.over && change.confirmed.is_none() && !change.orphaned;
+            if open {
+                let slots = TagTable::slots(&tags(change.tags));
+                if !self.instances[change.instance].coherence.is_pending(&slots) {
+                    change.confirmed = Some((now, server.posted(change.instance)));
+                }
+            }
+        }
+    }
+
+    fn look_at_answers(&mut self) -> Result<(), String> {
+        let now = self.now();
+        let answered = std::mem::take(&mut *self.answered.lock());
+        for (client, answer) in answered {
+            self.tasks.remove(&client);
+            self.answers += 1;
+            if let Some(change) = self.writing.remove(&client) {
+                self.book.changes[change].over = true;
+                self.note(|| format!("      client {client} knows what became of change {change}"));
+                continue;
+            }
+            let Some(reading) = self.readings.remove(&client) else {
+                continue;
+            };
+            let (given, _) = answer.map_err(|failure| format!("client {client} got {failure:?}"))?;
+            let (version, status) = (given.version, given.status.clone());
+            self.note(|| format!("      client {client} gets version {version}: {status}"));
+            let known = &mut self.book.known[reading.instance];
+            if status.ends_with("detail=l2") || status.contains("collapsed") {
+                known.looked_at[reading.resource] = Some(now);
+            }
+            let hears = self.instances[reading.instance].coherence.hears();
+            self.book
+                .check(&reading, &given, hears, now)
+                .map_err(|why| format!("client {client}: {why}"))?;
+        }
+        Ok(())
+    }
+
+    /// When everything works again, all see the same, and nobody waits.
+    async fn come_to_rest(&mut self) -> Result<(), String> {
+        for instance in 0..INSTANCES {
+            self.held[instance] = false;
+            self.server.lock().set_road(instance, Road::Open);
+        }
+        for _ in 0..8 {
+            self.finish_all();
+            self.advance(1500).await?;
+        }
+        for instance in 0..INSTANCES {
+            if !self.instances[instance].coherence.hears() {
+                return Err(format!("instance {instance} hears nothing"));
+            }
+            for resource in 0..RESOURCES {
+                self.read(instance, resource, false);
+            }
+        }
+        for _ in 0..4 {
+            self.settle().await?;
+            self.finish_all();
+            self.advance(1000).await?;
+        }
+        match self.readings.keys().next().or(self.writing.keys().next()) {
+            Some(client) => Err(format!("client {client} waits for ever")),
+            None => Ok(()),
+        }
+    }
+
+    fn finish_all(&mut self) {
+        while let Some(call) = self.pick(0, |call| call.of.is_err()) {
+            self.finish(call);
+        }
+        while self.pick(0, |call| call.of.is_ok()).is_some() {
+            self.end_write(0, true);
+        }
+    }
+}
+
+/// Room between the last effect of a write and the end of its window.
+const PIECE_AND_MORE: Duration = Duration::from_millis(2 * PIECE);
+
+fn key(request: &ClassifiedRequest) -> Key {
+    let principal = request.decision.principal.expect("one");
+    Key::of(&request.parts, &request.client, principal)
+}
