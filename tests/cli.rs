@@ -463,3 +463,31 @@ fn a_taken_address_ends_serve_with_1_and_is_named() {
         ended.stderr
     );
 }
+
+#[test]
+fn the_demo_shows_instances_that_share_a_redis() {
+    let path = std::env::var("PATH").expect("where redis-server is");
+    let ended = dify_edge(&["demo", "--instances", "3", "--redis"])
+        .env("PATH", &path)
+        .run();
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{}", ended.stdout);
+    let text = &ended.stdout;
+    assert_eq!(text.matches("detail=l2").count(), 2, "{text}");
+    assert_eq!(text.matches("requests upstream: 1\n").count(), 2, "{text}");
+    assert_eq!(text.matches("the new prompt").count(), 3, "{text}");
+    assert!(text.contains("clients served: 300\n"), "{text}");
+}
+
+#[test]
+fn the_demo_of_instances_says_what_it_lacks() {
+    let ended = dify_edge(&["demo", "--instances", "3", "--redis"])
+        .env("PATH", "/nowhere")
+        .run();
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("--redis redis://"), "{}", ended.stderr);
+    assert_eq!(
+        dify_edge(&["demo", "--instances", "3"]).run().code,
+        2,
+        "they need a Redis to share"
+    );
+}

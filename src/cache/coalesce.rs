@@ -11,7 +11,7 @@ use http::StatusCode;
 use tokio::sync::watch;
 
 use super::entry::Entry;
-use super::invalidation::TagVersions;
+use super::invalidation::{SharedVersions, TagVersions};
 use super::key::Key;
 use super::sync::Mutex;
 use crate::types::Failure;
@@ -27,6 +27,8 @@ pub(super) enum Landing {
     Unshared,
     /// There is no answer, and asking again at once would not help.
     Failed(Failure),
+    /// It was only looked for in the tier that instances share, and is not there; with the versions that are.
+    Missed(Option<SharedVersions>),
 }
 
 #[derive(Debug)]

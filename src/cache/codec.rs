@@ -25,11 +25,10 @@ use hyper::ext::ReasonPhrase;
 
 use super::entry::{Entry, Fate};
 use super::freshness::Storable;
-use super::invalidation::TagVersions;
+use super::invalidation::{SharedVersions, TagVersions};
 use super::key::Key;
 use super::packed::Packed;
 use super::request_control::Selective;
-use super::tier::SharedVersions;
 use crate::types::time::Now;
 
 /// Changes with every change of the form, and of what tags mean.

@@ -13,19 +13,18 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::cache_status::{CacheStatus, Forward};
-use super::coalesce::{Flights, Landing, Leader};
+use super::coalesce::{self, Flights, Landing, Leader, Role};
 use super::coherence::Coherence;
 use super::entry::{Entry, Fate, Staleness};
 use super::fill::{Collected, INCOMPLETE, collect};
 use super::freshness;
-use super::invalidation::{TagTable, TagVersions, Validity};
+use super::invalidation::{SharedVersions, TagTable, TagVersions, Validity};
 use super::key::Key;
 use super::metrics::CacheMetrics;
 use super::packed::Packed;
 use super::plan::StaleUse;
 use super::request_control::Selective;
 use super::shared_flight::TakeOff;
-use super::tier::SharedVersions;
 use super::tier::l1_memory::{L1, default_max_bytes};
 use super::tier::l2::{Found, L2, Lease};
 use crate::config::CacheConfig;
@@ -50,7 +49,10 @@ pub(super) struct Shared {
     pub clock: Clock,
     pub metrics: CacheMetrics,
     pub l1: L1,
+    /// Fetches.
     pub flights: Flights,
+    /// Look-ups in the tier that instances share.
+    lookups: Flights,
     pub tags: Arc<TagTable>,
     /// Everything that ends answers goes through it.
     pub coherence: Arc<Coherence>,
@@ -117,6 +119,7 @@ impl Shared {
             metrics,
             l1,
             flights: Flights::new(),
+            lookups: Flights::new(),
             tags,
             coherence,
             l2,
@@ -158,6 +161,33 @@ impl Shared {
         } else {
             self.l2.as_ref().is_some_and(|l2| l2.is_open())
         }
+    }
+
+    /// What the tier that instances share has for a request, and the versions that it has. Who asks for the same at the
+    /// same time waits for one look.
+    pub(super) async fn look_up(
+        &self,
+        key: &Key,
+        decision: &Decision,
+    ) -> (Option<Arc<Entry>>, Option<SharedVersions>) {
+        let versions = self.versions(decision, key);
+        let leader = match self.lookups.join(*key, &versions) {
+            Role::Leader(leader) => leader,
+            Role::Follower(look) => {
+                return match coalesce::wait(look).await {
+                    Landing::Shared(entry, _) => (Some(entry), None),
+                    Landing::Missed(versions) => (None, versions),
+                    // Who looked has left.
+                    _ => (None, None),
+                };
+            }
+        };
+        let found = self.read_shared(key, decision.template, &versions, false).await;
+        leader.land(match &found.entry {
+            Some(entry) => Landing::Shared(entry.clone(), true),
+            None => Landing::Missed(found.versions.clone()),
+        });
+        (found.entry, found.versions)
     }
 
     /// What the tier that instances share has under a key, and whether somebody has the `lease` if that is asked; an

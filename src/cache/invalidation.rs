@@ -39,6 +39,16 @@ pub struct TagTable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagVersions(SmallVec<[u64; 6]>);
 
+/// The versions that all instances agree upon. They are the same only if nothing of them was changed between,
+/// whatever happened to the store: what lost its versions has another epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedVersions {
+    /// A random number for the time in which the store lost no change.
+    pub epoch: u64,
+    /// Slots of the table of tags, and how often each was bumped.
+    pub slots: SmallVec<[(u16, u64); 6]>,
+}
+
 /// What has become of something since its versions were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {

@@ -16,13 +16,13 @@ use super::coalesce::{self, Landing, Role};
 use super::control::CacheControl;
 use super::entry::Entry;
 use super::fetching::{Miss, Shared, finish, with_outcome};
+use super::invalidation::SharedVersions;
 use super::key::Key;
 use super::metrics::CacheMetrics;
 use super::plan::{Plan, StaleUse, Verdict, judge};
 use super::repeat::StoredAnswer;
 use super::request_control::RequestControl;
 use super::settle::Watch;
-use super::tier::SharedVersions;
 use super::write_guard::WriteGuard;
 use crate::config::CacheConfig;
 use crate::types::ids::Principal;
@@ -260,11 +260,8 @@ where
         control: RequestControl,
     ) -> Result<Response<Body>, Failure> {
         let shared = &self.shared;
-        let versions = shared.versions(&request.decision, &key);
-        let found = shared
-            .read_shared(&key, request.decision.template, &versions, false)
-            .await;
-        let (entry, source) = match found.entry {
+        let (entry, versions) = shared.look_up(&key, &request.decision).await;
+        let (entry, source) = match entry {
             Some(entry) => (Some(entry), Source::Shared),
             None => (
                 shared.l1.get(&key),
@@ -275,7 +272,7 @@ where
             Use::Answer(response) => Ok(response),
             Use::Condition => self.pass(request, outcome, Forward::Request, "condition").await,
             Use::Fetch(forward, stale) => {
-                self.without(request, outcome, key, &control, (forward, stale), found.versions)
+                self.without(request, outcome, key, &control, (forward, stale), versions)
                     .await
             }
         }
@@ -389,7 +386,7 @@ where
                     Landing::Shared(entry, stored) => return Ok(shared.collapsed(&entry, stored, miss)),
                     Landing::Failed(failure) => Some((None, Some(failure))),
                     Landing::Refused(status) => Some((Some(status), None)),
-                    Landing::Unshared => None,
+                    Landing::Unshared | Landing::Missed(_) => None,
                 };
                 if let Some((status, failure)) = failed {
                     if let Some(entry) = shared.fallback(&miss) {

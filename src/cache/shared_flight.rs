@@ -11,8 +11,7 @@ use tokio::time::sleep;
 
 use super::entry::{Entry, Staleness};
 use super::fetching::{Miss, Shared};
-use super::invalidation::TagVersions;
-use super::tier::SharedVersions;
+use super::invalidation::{SharedVersions, TagVersions};
 use super::tier::l2::Lease;
 
 /// Pauses between looks for the answer: the first, doubled up to the last.

@@ -15,11 +15,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
-use super::{Reply, Seen, SharedVersions, Tier};
+use super::{Reply, Seen, Tier};
 use crate::cache::codec::{self, Seal};
 use crate::cache::coherence::Coherence;
 use crate::cache::entry::Entry;
-use crate::cache::invalidation::TagVersions;
+use crate::cache::invalidation::{SharedVersions, TagVersions};
 use crate::cache::key::Key;
 use crate::cache::metrics::{SharedMetrics, Unread};
 use crate::types::time::Clock;

@@ -35,9 +35,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Mark, Notice, Reply, Seen, SharedVersions, Tier, TierError};
+use super::{Mark, Notice, Reply, Seen, Tier, TierError};
 use crate::cache::codec::unix_millis;
 use crate::cache::coherence::Coherence;
+use crate::cache::invalidation::SharedVersions;
 use crate::cache::key::Key;
 use crate::config::cache::RedisConfig;
 use crate::types::ids::hex;

@@ -14,8 +14,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
+use super::invalidation::SharedVersions;
 use super::key::Key;
 
 /// What becomes of one command. It is on its way when it is first polled, whether or not it is polled again.
@@ -61,16 +61,6 @@ pub(super) struct Seen {
     pub versions: Option<SharedVersions>,
     /// Those of the slots that are unsettled, and until when (milliseconds since the Unix epoch).
     pub unsettled: Vec<(u16, u64)>,
-}
-
-/// The versions that all instances agree upon. They are the same only if nothing of them was changed between,
-/// whatever happened to the store: what lost its versions has another epoch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SharedVersions {
-    /// A random number for the time in which no change was lost.
-    pub epoch: u64,
-    /// Slots of the table of tags, and how often each was bumped.
-    pub slots: SmallVec<[(u16, u64); 6]>,
 }
 
 /// A change of versions with the message that tells of it.

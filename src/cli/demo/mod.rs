@@ -2,9 +2,11 @@
 //!
 //! Three upstreams replay captured exchanges with their timing and the limits of a stock dify-api. The same load runs
 //! once straight against them and once through the proxy, a table compares the two, and then both go on running.
+//! `instances` is another show: how several proxies share a Redis.
 
 mod exchanges;
 mod hints;
+mod instances;
 pub mod load;
 pub mod replay;
 mod report;
@@ -68,11 +70,21 @@ pub struct DemoArgs {
     /// Use ports P to P+2 for the upstream, P+3 for the proxy, P+4 for its administration. Default: free ones.
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=65_531))]
     base_port: Option<u16>,
+    /// Show in place of that how so many instances share a Redis.
+    #[arg(long, value_name = "N", requires = "redis", value_parser = clap::value_parser!(u16).range(2..=16))]
+    instances: Option<u16>,
+    /// The Redis that they share; without a URL a redis-server is started for the time of the show.
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "", requires = "instances")]
+    redis: Option<String>,
 }
 
 /// Runs the demo.
 pub async fn run(args: DemoArgs) -> ExitCode {
-    match Box::pin(demonstrate(&args)).await {
+    let shown = match (args.instances, &args.redis) {
+        (Some(instances), Some(redis)) => Box::pin(instances::show(instances, redis)).await,
+        _ => Box::pin(demonstrate(&args)).await,
+    };
+    match shown {
         Ok(()) => ExitCode::from(OK),
         Err(why) => fail(FAILED, &why),
     }
@@ -311,6 +323,8 @@ mod tests {
             exit: true,
             clients: 1,
             base_port: Some(4000),
+            instances: None,
+            redis: None,
         };
         let upstream: Vec<_> = (0..REPLICAS).map(|number| loopback(&args, number)).collect();
         let config = proxy_config(&args, &upstream);
@@ -327,6 +341,8 @@ mod tests {
             exit: true,
             clients: 60,
             base_port: None,
+            instances: None,
+            redis: None,
         };
         let captured = exchanges(USERS);
         let replays = start_replays(&captured, &args).await.unwrap();

@@ -14,7 +14,7 @@ use self::world::World;
 use super::histories::{Played, hold_in_every};
 
 /// Histories of each kind, unless the environment says otherwise.
-const HISTORIES: u32 = 1000;
+const HISTORIES: u32 = 400;
 
 fn hold_in_every_history(kind: u8, faults: Faults) {
     hold_in_every(kind, HISTORIES, &history(faults), |steps, log| {

@@ -57,7 +57,7 @@ pub(super) enum Step {
     Restart(usize),
     /// A resource goes out of an instance's memory.
     Evict(usize, usize),
-    /// The next message to an instance is lost.
+    /// The next news to an instance are lost.
     Lose(usize),
     /// Messages to an instance wait, or come again.
     Hold(usize, bool),
@@ -117,7 +117,7 @@ pub(super) fn history(faults: Faults) -> impl Strategy<Value = Vec<Step>> {
         (28, any::<usize>().prop_map(Step::Finish).boxed()),
         (12, any::<usize>().prop_map(Step::Effect).boxed()),
         (10, any::<usize>().prop_map(Step::Answer).boxed()),
-        (2, any::<usize>().prop_map(Step::CutOff).boxed()),
+        (5, any::<usize>().prop_map(Step::CutOff).boxed()),
         (
             2,
             (instance(), prop::option::of(1..3u8))

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 use super::steps::Road;
 use crate::cache::codec::unix_millis;
+use crate::cache::invalidation::SharedVersions;
 use crate::cache::key::Key;
-use crate::cache::tier::{Mark, Notice, Reply, Seen, SharedVersions, Tier, TierError};
+use crate::cache::tier::{Mark, Notice, Reply, Seen, Tier, TierError};
 use crate::types::time::Clock;
 
 /// What the store holds.
@@ -49,6 +50,9 @@ struct Line {
     board: VecDeque<Posted>,
     late: Vec<Late>,
     posted: u64,
+    /// Whether the next news to it are lost, and which were.
+    loses: bool,
+    lost: Vec<Posted>,
 }
 
 /// The store and all roads to it.
@@ -82,6 +86,8 @@ impl Server {
             board: VecDeque::new(),
             late: Vec::new(),
             posted: 0,
+            loses: false,
+            lost: Vec::new(),
         };
         Self {
             data: Data::default(),
@@ -168,6 +174,16 @@ impl Server {
         self.data.values.clear();
     }
 
+    /// From now on the next news to an instance are lost.
+    pub(super) fn lose(&mut self, index: usize) {
+        self.lines[index].loses = true;
+    }
+
+    /// What was lost on the way to an instance since the last question.
+    pub(super) fn lost(&mut self, index: usize) -> Vec<Posted> {
+        std::mem::take(&mut self.lines[index].lost)
+    }
+
     /// The next message to an instance.
     pub(super) fn next(&mut self, index: usize) -> Option<Posted> {
         self.lines[index].board.pop_front()
@@ -176,13 +192,20 @@ impl Server {
     fn post(&mut self, from: usize, bytes: &Bytes, beat_at: Option<Instant>) {
         self.lines[from].posted += 1;
         let number = self.lines[from].posted;
-        for line in self.lines.iter_mut().filter(|line| line.up) {
-            line.board.push_back(Posted {
+        for (to, line) in self.lines.iter_mut().enumerate().filter(|(_, line)| line.up) {
+            let posted = Posted {
                 bytes: bytes.clone(),
                 from,
                 number,
                 beat_at,
-            });
+            };
+            // Beats are lost with the road; of one's own news nothing is to be learnt.
+            if line.loses && beat_at.is_none() && to != from {
+                line.loses = false;
+                line.lost.push(posted);
+            } else {
+                line.board.push_back(posted);
+            }
         }
     }
 

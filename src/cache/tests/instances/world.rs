@@ -246,12 +246,7 @@ impl World {
                 let key = key(&self.request(resource));
                 shared.l1.remove(&key);
             }
-            Step::Lose(instance) => {
-                if let Some(lost) = self.server.lock().next(instance) {
-                    let known = &mut self.book.known[instance];
-                    known.lost[lost.from] = known.lost[lost.from].max(lost.number);
-                }
-            }
+            Step::Lose(instance) => self.server.lock().lose(instance),
             Step::Hold(instance, held) => self.held[instance] = held,
             Step::Road(instance, road) => {
                 let mut server = self.server.lock();
@@ -395,7 +390,9 @@ impl World {
         let possible: Vec<_> = (0..self.book.changes.len())
             .filter(|c| may(&self.book.changes[*c]))
             .collect();
-        let Some(number) = n.checked_rem(possible.len()).map(|n| possible[n]) else {
+        // The latest ones: they are the interesting ones.
+        let latest = possible.len().saturating_sub(1 + n % 3);
+        let Some(number) = possible.get(latest).copied() else {
             return;
         };
         let sent = self.origin.calls.lock().iter().any(|call| call.of == Ok(number));
@@ -516,6 +513,10 @@ impl World {
                         self.instances[index].up = true;
                         coherence.connected(&unsettled);
                     }
+                }
+                for lost in self.server.lock().lost(index) {
+                    let known = &mut self.book.known[index];
+                    known.lost[lost.from] = known.lost[lost.from].max(lost.number);
                 }
                 while !self.held[index] && self.server.lock().is_open(index) {
                     let Some(posted) = self.server.lock().next(index) else {
