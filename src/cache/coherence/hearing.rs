@@ -149,3 +149,123 @@ impl Hearing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OWN: u64 = 1;
+    const OTHER: u64 = 2;
+
+    fn beat(from: u64, sequence: u64, sent: u64) -> Message {
+        Message {
+            from,
+            sequence,
+            sent_at: 0,
+            news: News::Beat(sent),
+        }
+    }
+
+    fn ended(from: u64, sequence: u64) -> Message {
+        Message {
+            from,
+            sequence,
+            sent_at: 0,
+            news: News::Ended(vec![1]),
+        }
+    }
+
+    /// Subscribed at 0 and heard since 600, to the beat that was sent then.
+    fn hearing() -> Hearing {
+        let mut hearing = Hearing::new(OWN);
+        hearing.subscribed(0);
+        assert_eq!(hearing.hear(&beat(OWN, 0, 600), 601), Effect::Regained(600));
+        hearing
+    }
+
+    #[test]
+    fn who_has_just_subscribed_hears_after_a_beat_of_his_own_that_went_out_later() {
+        let mut hearing = Hearing::new(OWN);
+        assert_eq!(hearing.hear(&beat(OWN, 0, 1), 1), Effect::News, "deaf");
+        hearing.subscribed(100);
+        assert_eq!(
+            hearing.hear(&beat(OTHER, 7, 0), 150),
+            Effect::None,
+            "taken as it is"
+        );
+        assert_eq!(hearing.hear(&beat(OWN, 0, 200), 201), Effect::None, "too early");
+        assert!(!hearing.hears(300));
+        assert_eq!(hearing.hear(&beat(OWN, 0, 600), 601), Effect::Regained(600));
+        assert!(
+            hearing.hears(1599) && !hearing.hears(1600),
+            "a second from when it was sent"
+        );
+        assert_eq!(hearing.hear(&beat(OWN, 0, 850), 851), Effect::Heard(850));
+        assert!(hearing.hears(1849));
+    }
+
+    #[test]
+    fn what_was_silent_for_a_second_begins_anew() {
+        let mut hearing = hearing();
+        assert_eq!(hearing.hear(&beat(OWN, 0, 1650), 1651), Effect::Regained(1650));
+        assert_eq!(
+            hearing.hear(&beat(OWN, 0, 1700), 2701),
+            Effect::None,
+            "it took longer than a second"
+        );
+        hearing.lost();
+        assert!(!hearing.hears(1700));
+    }
+
+    #[test]
+    fn lost_news_are_noticed_with_the_next_news_or_beat() {
+        for next in [ended(OTHER, 3), beat(OTHER, 2, 0)] {
+            let mut hearing = hearing();
+            assert_eq!(hearing.hear(&ended(OTHER, 1), 700), Effect::News, "its first");
+            assert_eq!(hearing.hear(&beat(OTHER, 1, 0), 710), Effect::None);
+            assert_eq!(hearing.hear(&next, 720), Effect::Gap);
+            let after = beat(OTHER, next.sequence, 0);
+            assert_eq!(hearing.hear(&after, 730), Effect::None, "once");
+        }
+        let mut hearing = hearing();
+        assert_eq!(hearing.hear(&ended(3, 2), 700), Effect::Gap, "its first was lost");
+        assert_eq!(
+            hearing.hear(&beat(4, 0, 0), 700),
+            Effect::None,
+            "it has said nothing yet"
+        );
+        assert_eq!(
+            hearing.hear(&ended(3, 2), 700),
+            Effect::Gap,
+            "and nothing is said twice"
+        );
+    }
+
+    #[test]
+    fn the_list_of_instances_is_bounded() {
+        let mut hearing = hearing();
+        for number in 0..3 * PEERS as u64 {
+            hearing.hear(&beat(100 + number, 0, 0), 700);
+        }
+        assert!(hearing.peers.len() <= PEERS);
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_misses_news_learns_of_a_gap(lost in proptest::collection::vec(any::<bool>(), 1..30)) {
+            let mut hearing = hearing();
+            let mut missing = false;
+            for (number, lost) in (1..).zip(&lost) {
+                missing |= lost;
+                if !lost {
+                    let effect = hearing.hear(&ended(OTHER, number), 700);
+                    prop_assert_eq!(effect == Effect::Gap, missing);
+                    missing = false;
+                }
+            }
+            let effect = hearing.hear(&beat(OTHER, lost.len() as u64, 0), 700);
+            prop_assert_eq!(effect == Effect::Gap, missing);
+        }
+    }
+}
