@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use crate::support::client::{Answer, Client, get, post, request};
 use crate::support::edge::{self, Running};
+use crate::support::fleet::{self, Fleet};
 use crate::support::origin::{Origin, json};
+use crate::support::redis::Redis;
 
 /// The token that [`start`] configures.
 const TOKEN: &str = "a-token-for-behaviour-tests";
@@ -294,4 +296,25 @@ async fn the_token_can_stand_in_a_file_and_is_not_in_what_is_shown() {
     assert_eq!(config["admin"]["token"], "***");
     let config = ask(&edge, get("/config", &[])).await.json();
     assert_eq!(config["admin"]["token_file"], file.display().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_of_redis_is_as_the_description_says() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(1, &redis.url()).await;
+    fleet.read(0, "app-1").await;
+    let edge = &fleet.edges[0];
+    let document = ask(edge, get("/openapi.json", &[])).await.json();
+    for path in ["/ready", "/cache/stats"] {
+        let answer = ask(edge, get(path, &[])).await;
+        assert!(
+            answer.text().contains("\"redis\"") || answer.text().contains("\"l2\""),
+            "{}",
+            answer.text()
+        );
+        described(&document, path, "get", &answer);
+    }
+    let answer = fleet::purge(edge).await;
+    assert_eq!(answer.json()["instances"], "told");
+    described(&document, "/cache/purge", "post", &answer);
 }
