@@ -9,7 +9,7 @@ mod steps;
 mod store;
 mod world;
 
-use self::steps::{Faults, history};
+use self::steps::{Faults, Step, history};
 use self::world::World;
 use super::histories::{Played, hold_in_every};
 
@@ -83,4 +83,35 @@ fn instances_agree_whatever_happens() {
             store: true,
         },
     );
+}
+
+#[test]
+fn who_was_not_told_yet_learns_from_the_store_what_is_unsettled() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut world = World::new(false);
+        // The write reaches the origin, and nobody knows what becomes of it; the message of that is late.
+        let steps = [
+            Step::Hold(1, true),
+            Step::Write(0, 0b01),
+            Step::CutOff(0),
+            Step::Read(1, 0),
+            Step::Finish(0),
+        ];
+        world.play_on(&steps).await.expect("no promise is broken");
+        assert!(!world.last_status.contains("; stored"), "{}", world.last_status);
+        world
+            .play_on(&[Step::Advance(30_000), Step::Hold(1, false)])
+            .await
+            .expect("no promise is broken");
+        world
+            .play_on(&[Step::Advance(1500), Step::Read(1, 0), Step::Finish(0)])
+            .await
+            .expect("no promise is broken");
+        assert!(world.last_status.contains("; stored"), "{}", world.last_status);
+    });
 }

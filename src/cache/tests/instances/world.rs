@@ -112,6 +112,8 @@ pub(super) struct World {
     answered: Arc<Mutex<Vec<(usize, Answer)>>>,
     tasks: BTreeMap<usize, tokio::task::JoinHandle<()>>,
     pub(super) answers: u64,
+    /// `Cache-Status` of the last answer to a read.
+    pub(super) last_status: String,
     pub(super) log: Option<Vec<String>>,
 }
 
@@ -190,6 +192,7 @@ impl World {
             answered: Arc::default(),
             tasks: BTreeMap::new(),
             answers: 0,
+            last_status: String::new(),
             log: log.then(Vec::new),
         }
     }
@@ -205,8 +208,17 @@ impl World {
     }
 
     pub(super) async fn play(&mut self, steps: &[Step]) -> Result<(), String> {
-        // Everyone hears everyone.
-        self.advance(1500).await?;
+        self.play_on(steps).await?;
+        self.note(|| "the end".to_owned());
+        self.come_to_rest().await
+    }
+
+    /// Plays without an end.
+    pub(super) async fn play_on(&mut self, steps: &[Step]) -> Result<(), String> {
+        if self.clients == 0 {
+            // Everyone hears everyone.
+            self.advance(1500).await?;
+        }
         for step in steps {
             let began = self.now();
             self.note(|| format!("{step:?}"));
@@ -216,8 +228,7 @@ impl World {
                 self.pass(1).await?;
             }
         }
-        self.note(|| "the end".to_owned());
-        self.come_to_rest().await
+        Ok(())
     }
 
     async fn step(&mut self, step: Step) -> Result<(), String> {
@@ -567,6 +578,7 @@ impl World {
             let (given, _) = answer.map_err(|failure| format!("client {client} got {failure:?}"))?;
             let (version, status) = (given.version, given.status.clone());
             self.note(|| format!("      client {client} gets version {version}: {status}"));
+            self.last_status.clone_from(&status);
             let known = &mut self.book.known[reading.instance];
             if status.ends_with("detail=l2") || status.contains("collapsed") {
                 known.looked_at[reading.resource] = Some(now);
