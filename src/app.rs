@@ -15,6 +15,9 @@ use crate::stack;
 use crate::types::time::Clock;
 use crate::wire::{BindError, Wire, WireMetrics};
 
+/// How long the first clients wait for Redis to be connected to.
+const WARM_UP: Duration = Duration::from_millis(500);
+
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -82,6 +85,7 @@ impl Edge {
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
         let (addresses, admin_address) = (wire.addresses(), admin.address());
         controls.spawn_background(&stop, &background);
+        controls.cache.is_warm(WARM_UP).await;
         let parts = AdminParts {
             registry,
             config: config.redacted(),

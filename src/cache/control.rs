@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::{sleep, timeout};
 
 use super::coherence::Told;
 use super::entry::{Entry, Staleness};
@@ -12,6 +13,8 @@ use super::invalidation::Validity;
 use super::key::Key;
 use crate::types::ids::{Principal, Tag, TagKind, hex};
 
+/// How often it is looked whether the shared tier can be used, at the start.
+const LOOK: Duration = Duration::from_millis(5);
 /// Entries that one look shows at most.
 const SHOWN: usize = 32;
 
@@ -179,6 +182,21 @@ impl CacheControl {
             l2.metrics.open.set(l2.is_open().into());
             l2.metrics.hears.set(self.shared.coherence.hears().into());
         }
+    }
+
+    /// Waits until the tier that instances share can be used, but not longer than `limit`: whoever starts beside others
+    /// has much of what it will be asked for there.
+    pub async fn is_warm(&self, limit: Duration) {
+        let Some(l2) = &self.shared.l2 else {
+            return;
+        };
+        let open = async {
+            while !l2.is_open() {
+                sleep(LOOK).await;
+            }
+        };
+        // Without it this one starts cold.
+        let _ = timeout(limit, open).await;
     }
 
     /// The tier that instances share at this moment.

@@ -120,7 +120,7 @@ impl TagTable {
     }
 
     /// How many slots there are.
-    pub fn len(&self) -> usize {
+    pub fn slot_count(&self) -> usize {
         self.versions.len()
     }
 

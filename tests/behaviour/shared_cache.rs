@@ -50,8 +50,12 @@ async fn what_one_instance_fetched_serves_the_others_and_one_that_starts_later()
         );
     }
     fleet.one_more(|_| {}).await;
-    fleet::uses_redis(&fleet.edges[3]).await;
-    assert!(is_l2(&fleet.read(3, "app-1").await), "a new instance starts warm");
+    let answer = fleet.read(3, "app-1").await;
+    assert!(
+        is_l2(&answer),
+        "a new instance starts warm: {}",
+        answer.cache_status()
+    );
     assert_eq!(fleet.origin.counts().requests, 1);
     let other = fleet.read(1, "app-2").await;
     assert!(

@@ -126,7 +126,7 @@ impl Coherence {
         let (orders, taken) = mpsc::channel(ORDERS);
         let id = ahash::RandomState::new().hash_one(0);
         let epoch = clock.now().monotonic;
-        let pending = (0..tags.len()).map(|_| AtomicU32::new(0)).collect();
+        let pending = (0..tags.slot_count()).map(|_| AtomicU32::new(0)).collect();
         let others = Others {
             tier,
             seal,
@@ -275,6 +275,7 @@ impl Coherence {
         let now = others.millis(self.clock.now().monotonic);
         others.connected_at.store(now, Ordering::Relaxed);
         others.hearing.lock().subscribed(now);
+        others.gate.open();
     }
 
     /// Slots that are unsettled, and until when (milliseconds since the Unix epoch).

@@ -1,6 +1,6 @@
 //! Whether the shared tier is asked at all: one load per request, whatever state it is in.
 //!
-//! Consecutive failures close the gate; only probes in the background open it again, so a store that hangs costs
+//! Consecutive failures close the gate; only new connections and probes in the background open it again, so a store that hangs costs
 //! a few requests its deadline and the others nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -44,6 +44,12 @@ impl Gate {
         self.open.swap(false, Ordering::Relaxed)
     }
 
+    /// New connections were made and looked at.
+    pub(in crate::cache) fn open(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+        self.open.store(true, Ordering::Relaxed);
+    }
+
     /// What a probe found; tells whether it opened the gate.
     pub(in crate::cache) fn probed(&self, good: bool) -> bool {
         if self.is_open() {
@@ -85,5 +91,7 @@ mod tests {
         assert!(!gate.failed(), "it is closed once");
         gate.succeeded();
         assert!(!gate.is_open(), "a late answer does not open it");
+        gate.open();
+        assert!(gate.is_open() && !gate.failed(), "new connections begin anew");
     }
 }

@@ -316,8 +316,8 @@ impl Redis {
             unsettled,
             ..
         } = &mut connected;
-        coherence.connected(unsettled);
         self.link.store(Some(link.clone()));
+        coherence.connected(unsettled);
         let ended = |result: Result<Result<(), fred::error::Error>, tokio::task::JoinError>| match result {
             Ok(Err(error)) => error.to_string(),
             _ => "closed".to_owned(),
