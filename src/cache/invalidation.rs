@@ -36,7 +36,7 @@ pub struct TagTable {
 }
 
 /// The versions that some tags had at one moment: the slot's index in the upper 16 bits, then the two halves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TagVersions(SmallVec<[u64; 6]>);
 
 /// The versions that all instances agree upon. They are the same only if nothing of them was changed between,

@@ -116,9 +116,9 @@ async fn a_redis_that_hangs_for_ten_seconds_costs_a_few_look_ups_their_deadline(
     let before = [too_slow(&fleet, 0).await, too_slow(&fleet, 1).await];
     let asked = asked_during(&fleet, "hung", a_while(Duration::from_secs(9))).await;
     assert!(asked > 20, "{asked} requests in nine seconds");
-    for edge in 0..2 {
+    for (edge, before) in before.into_iter().enumerate() {
         let slow = too_slow(&fleet, edge).await;
-        assert_eq!(slow, before[edge], "nobody waits for a tier that is left out");
+        assert_eq!(slow, before, "nobody waits for a tier that is left out");
         // The look-ups until then, one after the other, and the writes of what was fetched meanwhile.
         assert!(slow <= 2 * FAILURES, "{slow} waited in vain");
     }
@@ -291,8 +291,8 @@ async fn a_slow_redis_is_left_out_and_still_tells_what_ends() {
     asked_during(&fleet, "slow", out).await;
     let before = [too_slow(&fleet, 0).await, too_slow(&fleet, 1).await];
     asked_during(&fleet, "slowly", a_while(Duration::from_secs(2))).await;
-    for edge in 0..2 {
-        assert_eq!(too_slow(&fleet, edge).await, before[edge], "nobody waits for it");
+    for (edge, before) in before.into_iter().enumerate() {
+        assert_eq!(too_slow(&fleet, edge).await, before, "nobody waits for it");
         assert_eq!(
             stats(&fleet.edges[edge]).await["heard"],
             true,
