@@ -156,6 +156,7 @@ fn hits(setting: &Setting, redis: &Redis, seconds: u64) -> Result<(), String> {
 }
 
 /// How long after an edit through one instance was answered another one serves nothing from before it.
+#[allow(clippy::disallowed_methods, reason = "it measures real time")]
 fn edits(setting: &Setting) -> Result<(), String> {
     let first = filled(setting)?;
     let second = filled(setting)?;
