@@ -155,51 +155,39 @@ fn hits(setting: &Setting, redis: &Redis, seconds: u64) -> Result<(), String> {
     Ok(())
 }
 
+/// One request with a connection of its own; the answer as it came.
+fn ask(server: &Server, line: &str) -> Result<String, String> {
+    let exchange = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.http))?;
+        stream.set_nodelay(true)?;
+        let fields = "Content-Type: application/json\r\nContent-Length: 0\r\nConnection: close";
+        write!(
+            stream,
+            "{line} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {AUTHORIZATION}\r\n{fields}\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    exchange().map_err(|error| error.to_string())
+}
+
 /// How long after an edit through one instance was answered another one serves nothing from before it.
 #[allow(clippy::disallowed_methods, reason = "it measures real time")]
 fn edits(setting: &Setting) -> Result<(), String> {
     let first = filled(setting)?;
     let second = filled(setting)?;
-    let ask = |server: &Server, line: &str| -> Result<String, String> {
-        let exchange = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", server.http))?;
-            stream.set_nodelay(true)?;
-            let fields = "Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close";
-            write!(
-                stream,
-                "{line} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {AUTHORIZATION}\r\n{fields}\r\n\r\n{{}}"
-            )?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        exchange().map_err(|error| error.to_string())
-    };
-    let read = |server: &Server| -> Result<String, String> {
-        let exchange = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", server.http))?;
-            let line = "GET /v1/parameters?size=1024 HTTP/1.1";
-            write!(
-                stream,
-                "{line}\r\nHost: {HOST}\r\nAuthorization: {AUTHORIZATION}\r\nConnection: close\r\n\r\n"
-            )?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        exchange().map_err(|error| error.to_string())
-    };
     let from_memory = |answer: &str| answer.contains("; hit") && !answer.contains("detail=l2");
     let mut waits = Vec::with_capacity(EDITS);
     for _ in 0..EDITS {
-        while !from_memory(&read(&second)?) {}
+        while !from_memory(&ask(&second, "GET /v1/parameters?size=1024")?) {}
         let path = "/console/api/apps/6d0f6a3e-7a3c-4a55-9d0c-0a6a5b1f2c11/model-config";
         let answer = ask(&first, &format!("POST {path}"))?;
         let answered = Instant::now();
         if !answer.starts_with("HTTP/1.1 200") {
             return Err(format!("the edit: {answer}"));
         }
-        while from_memory(&read(&second)?) {}
+        while from_memory(&ask(&second, "GET /v1/parameters?size=1024")?) {}
         waits.push(answered.elapsed());
     }
     waits.sort();

@@ -45,7 +45,7 @@ impl CacheLayer {
         metrics: CacheMetrics,
         shared: SharedMetrics,
     ) -> Result<(Self, Background), String> {
-        let redis = Arc::new(Redis::new(&config.redis)?);
+        let redis = Arc::new(Redis::new(&config.redis, clock.clone())?);
         let secret = config.redis.secret()?;
         let seal = Seal::new(secret.as_deref());
         let (cache, parts) = over(config, clock, metrics, shared, redis.clone(), seal);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::time::Instant;
 
@@ -11,6 +12,33 @@ use super::codec::Unreadable;
 
 /// How often unreadable things are logged.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// A registry, with what makes and registers at once.
+struct Registering<'a>(&'a Registry);
+
+impl Registering<'_> {
+    fn with<M: Collector + Clone + 'static>(&self, metric: M) -> Result<M, prometheus::Error> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.with(IntCounter::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
+        self.with(IntCounterVec::new(Opts::new(name, help), &[label])?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.with(IntGauge::new(name, help)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.with(Histogram::with_opts(options)?)
+    }
+}
 
 /// Counters and gauges of the cache.
 #[derive(Debug, Clone)]
@@ -48,37 +76,23 @@ impl CacheMetrics {
     /// # Errors
     /// When a name is taken.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let counters = |name: &str, help: &str, label: &str| -> Result<IntCounterVec, prometheus::Error> {
-            let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(counters.clone()))?;
-            Ok(counters)
-        };
-        let evictions = counters(
+        let registry = Registering(registry);
+        let evictions = registry.counters(
             "dify_edge_cache_evictions_total",
             "Stored answers removed, by cause",
             "cause",
         )?;
-        let stale = counters(
+        let stale = registry.counters(
             "dify_edge_cache_stale_total",
             "Stale answers given, by reason",
             "reason",
         )?;
-        let refreshes = counters(
+        let refreshes = registry.counters(
             "dify_edge_cache_refreshes_total",
             "Fetches in the background, by result",
             "result",
         )?;
-        let l1 = counters(
+        let l1 = registry.counters(
             "dify_edge_cache_l1_reads_total",
             "Look-ups in memory, by result",
             "result",
@@ -86,8 +100,8 @@ impl CacheMetrics {
         Ok(Self {
             l1_hits: l1.with_label_values(&["hit"]),
             l1_misses: l1.with_label_values(&["miss"]),
-            entries: gauge("dify_edge_cache_entries", "Answers held in memory")?,
-            bytes: gauge(
+            entries: registry.gauge("dify_edge_cache_entries", "Answers held in memory")?,
+            bytes: registry.gauge(
                 "dify_edge_cache_bytes",
                 "Bytes of answers held in memory, with overhead",
             )?,
@@ -98,24 +112,24 @@ impl CacheMetrics {
             refreshed: refreshes.with_label_values(&["done"]),
             refreshes_failed: refreshes.with_label_values(&["failed"]),
             refreshes_skipped: refreshes.with_label_values(&["skipped"]),
-            purges: counter("dify_edge_cache_purges_total", "Purges by an operator")?,
-            coalesced: counter(
+            purges: registry.counter("dify_edge_cache_purges_total", "Purges by an operator")?,
+            coalesced: registry.counter(
                 "dify_edge_cache_coalesced_total",
                 "Requests that waited for another request's fetch",
             )?,
-            invalidations: counter(
+            invalidations: registry.counter(
                 "dify_edge_cache_invalidations_total",
                 "Writes that ended stored answers",
             )?,
-            background: counter(
+            background: registry.counter(
                 "dify_edge_cache_background_writes_total",
                 "Writes after whose answer Dify works on, whose answers stay out of the cache for a while",
             )?,
-            settled: counter(
+            settled: registry.counter(
                 "dify_edge_cache_settled_total",
                 "Answers that told of the end of such work before the while was over",
             )?,
-            unsettled: counter(
+            unsettled: registry.counter(
                 "dify_edge_cache_unsettled_writes_total",
                 "Writes that were cut off, whose answers stay out of the cache for a while",
             )?,
@@ -161,53 +175,33 @@ impl SharedMetrics {
     /// # Errors
     /// When a name is taken.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let counters = |name: &str, help: &str, label: &str| -> Result<IntCounterVec, prometheus::Error> {
-            let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(counters.clone()))?;
-            Ok(counters)
-        };
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
-        let histogram = |name: &str, help: &str, buckets: &[f64]| -> Result<Histogram, prometheus::Error> {
-            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            let histogram = Histogram::with_opts(options)?;
-            registry.register(Box::new(histogram.clone()))?;
-            Ok(histogram)
-        };
-        let reads = counters(
+        let registry = Registering(registry);
+        let reads = registry.counters(
             "dify_edge_cache_l2_reads_total",
             "Look-ups in Redis, by result",
             "result",
         )?;
-        let writes = counters(
+        let writes = registry.counters(
             "dify_edge_cache_l2_writes_total",
             "Answers for Redis, by what became of them",
             "result",
         )?;
-        let bytes = counters(
+        let bytes = registry.counters(
             "dify_edge_cache_l2_bytes_total",
             "Bytes of values from and to Redis",
             "direction",
         )?;
-        let leases = counters(
+        let leases = registry.counters(
             "dify_edge_cache_l2_flights_total",
             "Fetches for all instances: led by this one, waited for, or waited for in vain",
             "role",
         )?;
-        let board = counters(
+        let board = registry.counters(
             "dify_edge_coherence_messages_total",
             "Invalidations told to other instances and heard from them",
             "direction",
         )?;
-        let unreadable = counters(
+        let unreadable = registry.counters(
             "dify_edge_cache_l2_unreadable_total",
             "What was found in Redis and not used: another version, damaged, or with another secret",
             "what",
@@ -222,7 +216,7 @@ impl SharedMetrics {
             bytes_written: bytes.with_label_values(&["written"]),
             writes: writes.with_label_values(&["stored"]),
             writes_dropped: writes.with_label_values(&["dropped"]),
-            round_trip: histogram(
+            round_trip: registry.histogram(
                 "dify_edge_cache_l2_round_trip_seconds",
                 "Commands to Redis that were answered in time",
                 &[
@@ -236,20 +230,20 @@ impl SharedMetrics {
             send_failures: board.with_label_values(&["failed"]),
             orders_dropped: board.with_label_values(&["dropped"]),
             heard: board.with_label_values(&["heard"]),
-            lag: histogram(
+            lag: registry.histogram(
                 "dify_edge_coherence_lag_seconds",
                 "From the moment an invalidation was sent to the moment it was heard, by the clocks of both",
                 &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0],
             )?,
-            gaps: counter(
+            gaps: registry.counter(
                 "dify_edge_coherence_gaps_total",
                 "Times that messages were lost and everything in memory was ended",
             )?,
-            hears: gauge(
+            hears: registry.gauge(
                 "dify_edge_coherence_heard",
                 "Whether other instances are heard (1) or not (0)",
             )?,
-            open: gauge(
+            open: registry.gauge(
                 "dify_edge_cache_l2_open",
                 "Whether Redis is used (1) or left out (0)",
             )?,

@@ -57,6 +57,9 @@ const MESSAGES: usize = 8192;
 /// How long marks of unsettled slots outlive the last of them; as long as any window.
 const MARKS: Duration = Duration::from_secs(3600);
 
+/// How long the versions are kept after an instance has last connected.
+const IDLE: Duration = Duration::from_secs(30 * 86_400);
+
 const EPOCH: &str = "epoch";
 const RUN: &str = "run_id";
 const UNSETTLED: &str = "unsettled_until";
@@ -70,6 +73,7 @@ pub(in crate::cache) struct Redis {
     marks: RedisKey,
     board: String,
     names: SlotNames,
+    clock: Clock,
     link: ArcSwapOption<Link>,
 }
 
@@ -135,7 +139,7 @@ impl Redis {
     ///
     /// # Errors
     /// When the URL or the authorities' file cannot be used.
-    pub(in crate::cache) fn new(settings: &RedisConfig) -> Result<Self, String> {
+    pub(in crate::cache) fn new(settings: &RedisConfig, clock: Clock) -> Result<Self, String> {
         let url = settings
             .url
             .as_deref()
@@ -166,6 +170,7 @@ impl Redis {
             board: format!("{prefix}board"),
             prefix: prefix.clone(),
             names: SlotNames::new(),
+            clock,
             link: ArcSwapOption::empty(),
         })
     }
@@ -291,10 +296,12 @@ impl Redis {
             let fields = vec![
                 (EPOCH, random().to_string()),
                 (RUN, run.clone()),
-                (UNSETTLED, longest_mark().to_string()),
+                (UNSETTLED, longest_mark(&self.clock).to_string()),
             ];
             client.hset::<(), _, _>(&self.tags, fields).await?;
         }
+        // What nobody uses any more goes away; to lose it in use costs misses.
+        client.pexpire::<(), _>(&self.tags, millis(IDLE), None).await?;
         Ok(run)
     }
 
@@ -360,7 +367,7 @@ impl Tier for Redis {
         if lease {
             keys.push(self.lease_key(key));
         }
-        let names = self.names.clone();
+        let (names, clock) = (self.names.clone(), self.clock.clone());
         let (tags, marks) = (self.tags.clone(), self.marks.clone());
         let slots: smallvec::SmallVec<[u16; 6]> = slots.into();
         let link = self.link();
@@ -390,13 +397,16 @@ impl Tier for Redis {
                 pipeline
                     .hsetnx::<(), _, _, _>(&tags, EPOCH, random().to_string())
                     .await?;
-                let fields = vec![(RUN, link.run.clone()), (UNSETTLED, longest_mark().to_string())];
+                let fields = vec![
+                    (RUN, link.run.clone()),
+                    (UNSETTLED, longest_mark(&clock).to_string()),
+                ];
                 pipeline.hset::<(), _, _>(&tags, fields).await?;
                 all(pipeline).await?;
             }
             // A slot that was never bumped is not there.
             let versions = versions.map(|version| version.as_u64().unwrap_or(0));
-            let now = unix_millis(Clock::System.now().wall);
+            let now = unix_millis(clock.now().wall);
             let mut unsettled = Vec::new();
             if marked > now {
                 // Something is; perhaps one of these.
@@ -556,8 +566,8 @@ fn millis(span: Duration) -> i64 {
 }
 
 /// Until when marks have to be looked for after it was forgotten whether there are any.
-fn longest_mark() -> u64 {
-    unix_millis(Clock::System.now().wall) + MARKS.as_millis() as u64
+fn longest_mark(clock: &Clock) -> u64 {
+    unix_millis(clock.now().wall) + MARKS.as_millis() as u64
 }
 
 fn random() -> u64 {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -19,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::app::Edge;
@@ -26,6 +28,7 @@ use crate::cli::print;
 use crate::config::cache::CacheType;
 use crate::config::{AdminConfig, Config, ListenConfig, ReplicaConfig, UpstreamConfig};
 use crate::types::time::Clock;
+use crate::types::units::Span;
 
 /// Clients of the herd at each instance.
 const HERD: usize = 100;
@@ -38,11 +41,20 @@ const LOOK: Duration = Duration::from_millis(1);
 
 const EDIT: &str = "POST /console/api/apps/5f0e7a3c-0000-4000-8000-00000000000a/model-config";
 
-/// Shows it.
+/// Shows it, until it is over or a signal comes.
 ///
 /// # Errors
 /// What could not be started, or did not hold.
 pub(super) async fn show(instances: u16, redis: &str) -> Result<(), String> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    tokio::select! {
+        shown = play(instances, redis) => shown,
+        _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
+        _ = terminate.recv() => Err("terminated".to_owned()),
+    }
+}
+
+async fn play(instances: u16, redis: &str) -> Result<(), String> {
     let (url, _server) = match redis {
         "" => {
             let server = Redis::start().await?;
@@ -63,7 +75,7 @@ pub(super) async fn show(instances: u16, redis: &str) -> Result<(), String> {
     };
     print(&format!("{instances} instances before one app, with {whose}\n"));
     for edge in &edges {
-        until("Redis to be used", async || {
+        until("the Redis of --redis to be used", async || {
             let ready = ask(edge.admin, "GET /ready").await?.1;
             Ok(ready.contains("\"used\": true") && ready.contains("\"heard\": true"))
         })
@@ -90,15 +102,14 @@ pub(super) async fn show(instances: u16, redis: &str) -> Result<(), String> {
         return Err(format!("the edit was refused: {head}"));
     }
     let edited = Clock::System.now().monotonic;
-    for (number, edge) in edges.iter().enumerate() {
-        let seen = until("the edit to be seen", async || {
-            Ok(ask(edge.addresses[0], "GET /v1/parameters")
-                .await?
-                .1
-                .contains("prompt 2"))
-        });
-        let seen: Instant = seen.await?;
-        let late = seen.saturating_duration_since(edited).as_secs_f64() * 1e3;
+    let seeing = edges.iter().map(|edge| {
+        let address = edge.addresses[0];
+        until("the edit to be seen", async move || {
+            Ok(ask(address, "GET /v1/parameters").await?.1.contains("prompt 2"))
+        })
+    });
+    for (number, seen) in join_all(seeing).await.into_iter().enumerate() {
+        let late = seen?.saturating_duration_since(edited).as_secs_f64() * 1e3;
         print(&format!(
             "   instance {number}: the new prompt, {late:.1} ms after the edit was answered\n"
         ));
@@ -206,6 +217,8 @@ fn config(app: SocketAddr, url: &str) -> Config {
     };
     config.cache.r#type = CacheType::Redis;
     config.cache.redis.url = Some(url.to_owned());
+    // All instances and their clients share this machine: what is slow is not Redis.
+    config.cache.redis.timeout = Span::millis(500);
     // In a Redis that others use, too.
     config.cache.redis.prefix = format!("dify-edge-demo-{}:", std::process::id());
     config
@@ -289,15 +302,15 @@ impl Redis {
             .and_then(|listener| listener.local_addr());
         let port = free.map_err(|error| error.to_string())?.port();
         let child = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+            // Nothing is written, and nothing that lies about is read.
             .args([
-                "--bind",
-                "127.0.0.1",
-                "--port",
-                &port.to_string(),
                 "--save",
                 "",
                 "--appendonly",
                 "no",
+                "--dbfilename",
+                &format!("dify-edge-demo-{port}.rdb"),
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -16,14 +16,18 @@ use super::histories::{Played, hold_in_every};
 /// Histories of each kind, unless the environment says otherwise.
 const HISTORIES: u32 = 400;
 
+/// On it time passes only when a history says so.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime")
+}
+
 fn hold_in_every_history(kind: u8, faults: Faults) {
     hold_in_every(kind, HISTORIES, &history(faults), |steps, log| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
+        runtime().block_on(async {
             let mut world = World::new(log);
             let result = world.play(steps).await;
             Played {
@@ -87,12 +91,7 @@ fn instances_agree_whatever_happens() {
 
 #[test]
 fn who_was_not_told_yet_learns_from_the_store_what_is_unsettled() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
+    runtime().block_on(async {
         let mut world = World::new(false);
         // The write reaches the origin, and nobody knows what becomes of it; the message of that is late.
         let steps = [
