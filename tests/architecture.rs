@@ -295,7 +295,8 @@ fn files() -> Vec<(String, PathBuf)> {
                 .expect("inside the root")
                 .display()
                 .to_string();
-            if [".git", "target", "benches/peers/work"].contains(&name.as_str()) {
+            let made = ["corpus", "artifacts", "target"].map(|made| format!("tests/fuzz/{made}"));
+            if [".git", "target", "benches/peers/work"].contains(&name.as_str()) || made.contains(&name) {
                 continue;
             }
             if path.is_dir() {

@@ -4,6 +4,7 @@
 //! The instances are real caches over a store of the test's own (`store`); time is moved by hand, and what the
 //! promises are is kept apart from the code under test (`promises`).
 
+mod instance;
 mod promises;
 mod steps;
 mod store;

@@ -1,98 +1,31 @@
 //! Plays a history: real caches, their background work, an origin that answers when the history says so, and time.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, Response};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
-use prometheus::Registry;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tower::{Layer as _, Service};
+use tower::Service;
 
+use super::instance::{Call, Instance, Origin, UNSETTLED, tags};
 use super::promises::{Book, Change, Given, Reading, touched};
 use super::steps::{FILLS, INSTANCES, RESOURCES, Road, Step};
-use super::store::{Server, Way};
-use crate::cache::codec::Seal;
-use crate::cache::coherence::Coherence;
-use crate::cache::control::{CacheControl, Selection};
-use crate::cache::fetching::Shared;
-use crate::cache::instances::{Parts, over};
+use super::store::Server;
+use crate::cache::control::Selection;
 use crate::cache::invalidation::TagTable;
 use crate::cache::key::Key;
 use crate::cache::tests::{request, write};
-use crate::cache::{Cache, CacheLayer, CacheMetrics, SharedMetrics};
-use crate::config::CacheConfig;
-use crate::config::cache::CacheType;
-use crate::types::ids::{Tag, TagKind, Tags};
 use crate::types::outcome::RouteClass;
-use crate::types::request::{ClassifiedRequest, FetchRequest};
+use crate::types::request::ClassifiedRequest;
 use crate::types::time::{Clock, ManualTime};
-use crate::types::{Body, Failure, FailureKind};
+use crate::types::{Failure, FailureKind};
 
 /// The longest piece in which time passes.
 const PIECE: u64 = 50;
-/// How long a write that was cut off may still take effect.
-const UNSETTLED: Duration = Duration::from_secs(30);
-
 const TEMPLATES: [&str; RESOURCES] = ["/v1/info", "/v1/meta", "/v1/parameters"];
-
-/// A request that has come to the origin.
-struct Call {
-    /// The change that it is, or the resource that it asks for.
-    of: Result<usize, usize>,
-    began_at: Instant,
-    snapshot: Option<u64>,
-    reply: Option<oneshot::Sender<Result<Response<Body>, Failure>>>,
-}
-
-#[derive(Clone)]
-struct Origin {
-    calls: Arc<Mutex<Vec<Call>>>,
-    clock: Clock,
-}
-
-impl Service<FetchRequest> for Origin {
-    type Response = Response<Body>;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: FetchRequest) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let number =
-                |name| -> Option<usize> { request.head.parts.headers.get(name)?.to_str().ok()?.parse().ok() };
-            let of = number("x-change").map_or_else(|| Err(number("x-resource").expect("one")), Ok);
-            let (reply, answer) = oneshot::channel();
-            let began_at = this.clock.now().monotonic;
-            this.calls.lock().push(Call {
-                of,
-                began_at,
-                snapshot: None,
-                reply: Some(reply),
-            });
-            answer.await.expect("an answer")
-        })
-    }
-}
-
-struct Instance {
-    cache: Cache<Origin>,
-    control: CacheControl,
-    shared: Arc<Shared>,
-    coherence: Arc<Coherence>,
-    stop: CancellationToken,
-    up: bool,
-}
 
 type Answer = Result<(Given, Response<()>), Failure>;
 
@@ -115,55 +48,6 @@ pub(super) struct World {
     /// `Cache-Status` of the last answer to a read.
     pub(super) last_status: String,
     pub(super) log: Option<Vec<String>>,
-}
-
-fn tags(bits: u8) -> Tags {
-    let kinds = [TagKind::AppMetadata, TagKind::Datasets];
-    (0..2)
-        .filter(|bit| bits >> bit & 1 == 1)
-        .map(|bit| Tag::all(kinds[bit]))
-        .collect()
-}
-
-impl Instance {
-    fn start(server: &Arc<Mutex<Server>>, index: usize, clock: &Clock, origin: &Origin) -> Self {
-        let mut config = CacheConfig {
-            r#type: CacheType::Redis,
-            ..CacheConfig::default()
-        };
-        config.unsettled_window = crate::types::units::Span(UNSETTLED);
-        let registry = Registry::new();
-        let metrics = CacheMetrics::register(&registry).expect("fresh registry");
-        let counters = SharedMetrics::register(&registry).expect("fresh registry");
-        let way = Arc::new(Way::new(server, index, clock.clone()));
-        let (shared, parts) = over(config, clock.clone(), metrics, counters, way, Seal::new(None));
-        let layer = CacheLayer::of(shared);
-        let cache = layer.layer(origin.clone());
-        let Parts {
-            coherence,
-            outbox,
-            writer,
-            timeout,
-        } = parts;
-        let stop = CancellationToken::new();
-        tokio::spawn(outbox.run(timeout, stop.clone()));
-        tokio::spawn(writer.run(stop.clone()));
-        let (control, shared) = (layer.control(), cache.shared_for_test());
-        Self {
-            cache,
-            control,
-            shared,
-            coherence,
-            stop,
-            up: false,
-        }
-    }
-}
-
-impl Drop for Instance {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
 }
 
 impl World {
