@@ -250,8 +250,8 @@ impl Redis {
         let commands = Task(client.connect());
         client.wait_for_connect().await?;
         let changes = client.cluster_change_rx();
-        let run = self.verify(&client).await?;
         let unsettled = unsettled(&client, &self.marks).await?;
+        let run = self.verify(&client, &unsettled).await?;
         let link = Arc::new(Link {
             client,
             run,
@@ -269,7 +269,7 @@ impl Redis {
     }
 
     /// Makes sure that nothing is believed which this server has forgotten to end; tells which server it is.
-    async fn verify(&self, client: &Client) -> Result<String, TierError> {
+    async fn verify(&self, client: &Client, unsettled: &[(u16, u64)]) -> Result<String, TierError> {
         let info = match self.owner(client) {
             Some(server) => {
                 client
@@ -293,13 +293,14 @@ impl Redis {
         let there: Vec<Option<String>> = client.hmget(&self.tags, vec![EPOCH, RUN]).await?;
         let same = matches!(&there[..], [Some(_), Some(then)] if *then == run);
         if !same {
-            let fields = vec![
-                (EPOCH, random().to_string()),
-                (RUN, run.clone()),
-                (UNSETTLED, longest_mark(&self.clock).to_string()),
-            ];
+            let fields = vec![(EPOCH, random().to_string()), (RUN, run.clone())];
             client.hset::<(), _, _>(&self.tags, fields).await?;
         }
+        // Forgotten with the versions, unless another instance was here first.
+        let last = unsettled.iter().map(|(_, until)| *until).max().unwrap_or(0);
+        client
+            .hsetnx::<(), _, _, _>(&self.tags, UNSETTLED, last.to_string())
+            .await?;
         // What nobody uses any more goes away; to lose it in use costs misses.
         client.pexpire::<(), _>(&self.tags, millis(IDLE), None).await?;
         Ok(run)
