@@ -383,10 +383,13 @@ where
             Some(Role::Follower(flight)) => CacheFuture::Pending(Box::pin(async move {
                 shared.metrics.coalesced.inc();
                 let failed = match coalesce::wait(flight).await {
-                    Landing::Shared(entry, stored) => return Ok(shared.collapsed(&entry, stored, miss)),
+                    // Deaf, it may have joined a fetch from before a change that it could not hear of.
+                    Landing::Shared(entry, stored) if shared.coherence.trusts(entry.checked_at, now) => {
+                        return Ok(shared.collapsed(&entry, stored, miss));
+                    }
                     Landing::Failed(failure) => Some((None, Some(failure))),
                     Landing::Refused(status) => Some((Some(status), None)),
-                    Landing::Unshared | Landing::Missed(_) => None,
+                    Landing::Shared(..) | Landing::Unshared | Landing::Missed(_) => None,
                 };
                 if let Some((status, failure)) = failed {
                     if let Some(entry) = shared.fallback(&miss) {
