@@ -475,7 +475,24 @@ impl Tier for Redis {
         let notice = notice.clone();
         let link = self.link();
         Box::pin(async move {
-            let pipeline = link?.client.pipeline();
+            let link = link?;
+            let pipeline = link.client.pipeline();
+            if let Mark::Unsettled(until) = notice.mark {
+                // First, and on whichever server of a cluster they are: who sees the new versions sees the marks.
+                let fields: Vec<_> = notice
+                    .slots
+                    .iter()
+                    .map(|slot| (names.of(*slot), until.to_string()))
+                    .collect();
+                let marked = link.client.pipeline();
+                marked.hset::<(), _, _>(&marks, fields).await?;
+                marked.pexpire::<(), _>(&marks, millis(MARKS), None).await?;
+                all(marked).await?;
+                // Every window is the same, so this is the last of them.
+                pipeline
+                    .hset::<(), _, _>(&tags, (UNSETTLED, until.to_string()))
+                    .await?;
+            }
             for slot in &notice.slots {
                 pipeline.hincrby::<(), _, _>(&tags, names.of(*slot), 1).await?;
             }
@@ -483,22 +500,6 @@ impl Tier for Redis {
                 pipeline
                     .hset::<(), _, _>(&tags, (EPOCH, random().to_string()))
                     .await?;
-            }
-            match notice.mark {
-                Mark::None => {}
-                Mark::Unsettled(until) => {
-                    let fields: Vec<_> = notice
-                        .slots
-                        .iter()
-                        .map(|slot| (names.of(*slot), until.to_string()))
-                        .collect();
-                    pipeline.hset::<(), _, _>(&marks, fields).await?;
-                    // Every window is the same, so this is the last of them.
-                    pipeline
-                        .hset::<(), _, _>(&tags, (UNSETTLED, until.to_string()))
-                        .await?;
-                    pipeline.pexpire::<(), _>(&marks, millis(MARKS), None).await?;
-                }
             }
             pipeline.publish::<(), _, _>(board, notice.message).await?;
             all(pipeline).await
