@@ -76,7 +76,7 @@ pub(super) fn over(
         tier.clone(),
         gate.clone(),
         seal.clone(),
-        config.redis.coherence_window.0,
+        (config.redis.coherence_window.0, config.unsettled_window.0),
         shared.clone(),
     );
     let (l2, writer) = L2::new(tier, coherence.clone(), gate, seal, clock.clone(), shared, limits);

@@ -147,6 +147,16 @@ impl TagTable {
         }
     }
 
+    /// The slots that are unsettled until after `then`, and until when.
+    pub fn unsettled_after(&self, then: Instant) -> impl Iterator<Item = (u16, Instant)> + '_ {
+        let then = self.millis(then);
+        let held = move |(slot, mark): (usize, &AtomicU64)| {
+            let until = mark.load(Ordering::SeqCst) >> BATCH_BITS;
+            (until > then).then(|| (slot as u16, self.epoch + Duration::from_millis(until)))
+        };
+        self.unsettled.iter().enumerate().filter_map(held)
+    }
+
     /// Dify has done all that it had to do for `batch`. What depends on a tag in this slot may be stored again if
     /// that is what it waited for, and nothing else; whether it was.
     pub fn settle_slot(&self, slot: u16, batch: Batch) -> bool {

@@ -10,6 +10,7 @@ mod hearing;
 mod message;
 mod outbox;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -53,6 +54,8 @@ struct Others {
     metrics: SharedMetrics,
     /// For how long an answer is served that was looked at before or during deafness.
     window: Duration,
+    /// For how long a write without an answer may take effect.
+    unsettled: Duration,
     /// This instance, and the origin of its times.
     id: u64,
     epoch: Instant,
@@ -65,6 +68,8 @@ struct Others {
     all_pending: AtomicU32,
     /// When the connections were made, milliseconds since `epoch`.
     connected_at: AtomicU64,
+    /// When the last connection ended.
+    lost_at: AtomicU64,
     /// Whether marks may have been missed.
     reload: AtomicBool,
     /// Whether there was no room for an order: then everything ends, and `all_pending` counts that.
@@ -120,7 +125,7 @@ impl Coherence {
         tier: Arc<dyn Tier>,
         gate: Arc<Gate>,
         seal: Seal,
-        window: Duration,
+        (window, unsettled): (Duration, Duration),
         metrics: SharedMetrics,
     ) -> (Arc<Self>, Outbox) {
         let (orders, taken) = mpsc::channel(ORDERS);
@@ -132,6 +137,7 @@ impl Coherence {
             seal,
             metrics,
             window,
+            unsettled,
             id,
             epoch,
             hearing: Mutex::new(Hearing::new(id)),
@@ -140,6 +146,7 @@ impl Coherence {
             pending,
             all_pending: AtomicU32::new(0),
             connected_at: AtomicU64::new(0),
+            lost_at: AtomicU64::new(0),
             reload: AtomicBool::new(false),
             overflow: AtomicBool::new(false),
             gate: gate.clone(),
@@ -276,6 +283,33 @@ impl Coherence {
         others.connected_at.store(now, Ordering::Relaxed);
         others.hearing.lock().subscribed(now);
         others.gate.open();
+        self.remind(unsettled);
+    }
+
+    /// Tells again what is unsettled here if the store does not know: it has lost it with its last changes, and what
+    /// was fetched since may be there.
+    fn remind(&self, marked: &[(u16, u64)]) {
+        let Some(others) = &self.others else {
+            return;
+        };
+        let now = self.clock.now();
+        let wall = unix_millis(now.wall);
+        let lost_at = others.epoch + Duration::from_millis(others.lost_at.load(Ordering::Relaxed));
+        let marked: HashMap<u16, u64> = marked.iter().copied().collect();
+        let unmarked = |(slot, until): (u16, Instant)| {
+            let left = until.saturating_duration_since(now.monotonic).as_millis() as u64;
+            let since = now.monotonic.saturating_duration_since(until).as_millis() as u64;
+            // Clocks of other machines are a little off.
+            let due = (wall + left).saturating_sub(since + SILENCE);
+            let known = marked.get(&slot).is_some_and(|until| *until >= due);
+            (!known).then_some(slot)
+        };
+        // Also what settled while there was no connection: nobody else could know of it.
+        let slots: Vec<_> = self.tags.unsettled_after(lost_at).filter_map(unmarked).collect();
+        for slots in slots.chunks(MOST_SLOTS) {
+            let news = News::Unsettled(others.unsettled.as_millis() as u64, None, slots.to_vec());
+            drop(self.tell(|| news, || {}));
+        }
     }
 
     /// Slots that are unsettled, and until when (milliseconds since the Unix epoch).
@@ -297,6 +331,8 @@ impl Coherence {
             others.hearing.lock().lost();
             // What was heard until now was heard.
             others.heard_until.store(0, Ordering::Relaxed);
+            let now = others.millis(self.clock.now().monotonic);
+            others.lost_at.store(now, Ordering::Relaxed);
         }
     }
 
