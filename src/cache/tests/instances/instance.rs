@@ -28,21 +28,24 @@ use crate::types::time::Clock;
 use crate::types::{Body, Failure};
 
 /// How long a write that was cut off may still take effect.
-pub(super) const UNSETTLED: Duration = Duration::from_secs(30);
+pub(super) const UNSETTLED: Duration = Duration::from_secs(6);
 
 /// A request that has come to the origin.
 pub(super) struct Call {
     /// The change that it is, or the resource that it asks for.
     pub(super) of: Result<usize, usize>,
     pub(super) began_at: Instant,
+    pub(super) instance: usize,
     pub(super) snapshot: Option<u64>,
     pub(super) reply: Option<oneshot::Sender<Result<Response<Body>, Failure>>>,
 }
 
+/// The way to it from one instance.
 #[derive(Clone)]
 pub(super) struct Origin {
     pub(super) calls: Arc<Mutex<Vec<Call>>>,
     pub(super) clock: Clock,
+    pub(super) instance: usize,
 }
 
 impl Service<FetchRequest> for Origin {
@@ -65,6 +68,7 @@ impl Service<FetchRequest> for Origin {
             this.calls.lock().push(Call {
                 of,
                 began_at,
+                instance: this.instance,
                 snapshot: None,
                 reply: Some(reply),
             });
@@ -80,6 +84,8 @@ pub(super) struct Instance {
     pub(super) coherence: Arc<Coherence>,
     pub(super) stop: CancellationToken,
     pub(super) up: bool,
+    /// When its way to the store was last not open.
+    pub(super) ill_at: Instant,
 }
 
 pub(super) fn tags(bits: u8) -> Tags {
@@ -103,7 +109,10 @@ impl Instance {
         let way = Arc::new(Way::new(server, index, clock.clone()));
         let (shared, parts) = over(config, clock.clone(), metrics, counters, way, Seal::new(None));
         let layer = CacheLayer::of(shared);
-        let cache = layer.layer(origin.clone());
+        let cache = layer.layer(Origin {
+            instance: index,
+            ..origin.clone()
+        });
         let Parts {
             coherence,
             outbox,
@@ -121,6 +130,7 @@ impl Instance {
             coherence,
             stop,
             up: false,
+            ill_at: clock.now().monotonic,
         }
     }
 }

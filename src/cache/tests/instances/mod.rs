@@ -10,7 +10,7 @@ mod steps;
 mod store;
 mod world;
 
-use self::steps::{Faults, Step, history};
+use self::steps::{Faults, Road, Step, history};
 use self::world::World;
 use super::histories::{Played, hold_in_every};
 
@@ -114,4 +114,48 @@ fn who_was_not_told_yet_learns_from_the_store_what_is_unsettled() {
             .expect("no promise is broken");
         assert!(world.last_status.contains("; stored"), "{}", world.last_status);
     });
+}
+
+fn play(steps: &[Step]) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async { World::new(false).play(steps).await })
+}
+
+#[test]
+fn who_is_deaf_does_not_join_a_fetch_from_before_the_window() {
+    let steps = [
+        Step::Read(0, 0),
+        Step::Snapshot(0),
+        Step::Road(0, Road::Cut),
+        Step::Write(1, 0b01),
+        Step::Answer(0),
+        Step::Advance(5200),
+        Step::Read(0, 0),
+        Step::Finish(0),
+    ];
+    assert_eq!(play(&steps), Ok(()));
+}
+
+#[test]
+fn what_is_unsettled_is_told_again_to_a_store_that_has_forgotten_it() {
+    // Who starts then cannot know it otherwise, and would store for all what the write is still to change.
+    let steps = [
+        Step::Write(0, 0b01),
+        Step::CutOff(0),
+        Step::Advance(250),
+        Step::Empty,
+        Step::Restart(1),
+        Step::Advance(1100),
+        Step::Read(1, 0),
+        Step::Finish(0),
+        Step::Advance(60),
+        Step::Effect(0),
+        Step::Advance(7000),
+        Step::Read(0, 0),
+    ];
+    assert_eq!(play(&steps), Ok(()));
 }

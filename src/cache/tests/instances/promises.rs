@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::instance::tags;
 use super::steps::{FILLS, INSTANCES, RESOURCES};
+use super::store::Announced;
+use crate::cache::invalidation::TagTable;
 
 /// The time in which others stop, and for which a deaf instance serves what it has looked at.
 const SOON: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(5);
+/// How long after a new subscription one's own beats prove nothing.
+const TUNING: Duration = Duration::from_millis(500);
 
 /// A write, or a change by another road with the purge that followed it.
 #[derive(Debug)]
@@ -17,15 +22,18 @@ pub(super) struct Change {
     pub(super) tags: u8,
     /// Versions that it made.
     pub(super) effects: Vec<(usize, u64)>,
+    pub(super) began_at: Instant,
+    /// When the last of them were made.
+    pub(super) effect_at: Option<Instant>,
     /// Whether its client has an answer, or nobody waits for one any more.
     pub(super) over: bool,
     /// Whether it was cut off, and until when it may still take effect.
     pub(super) cut_until: Option<Instant>,
-    /// When the store had confirmed it, and how much its instance had posted by then.
+    /// When the store had carried out its announcement, and how much its instance had posted by then.
     pub(super) confirmed: Option<(Instant, u64)>,
     /// Whether its instance has ended since.
     pub(super) orphaned: bool,
-    /// Whether the store has lost what it knew since.
+    /// Whether the store has lost since what it knew of it, and was not told again.
     pub(super) store_lost: bool,
     /// Instances that have lost its message, and will get no other from its sender, which has ended.
     pub(super) unheard_by: [bool; INSTANCES],
@@ -39,6 +47,9 @@ pub(super) struct Known {
     pub(super) lost: [u64; INSTANCES],
     /// When the last of its own beats that came back was sent.
     pub(super) heard_at: Option<Instant>,
+    /// With a subscription: beats that were sent after this prove something, and when the last that did was sent.
+    pub(super) tuned: Option<Instant>,
+    pub(super) sure_at: Option<Instant>,
     /// When it last found each resource in the store.
     pub(super) looked_at: [Option<Instant>; RESOURCES],
 }
@@ -52,6 +63,8 @@ pub(super) struct Reading {
     pub(super) required: (u64, &'static str),
     /// The same for an answer from the store.
     pub(super) required_of_store: u64,
+    /// When a fetch for it was last under way.
+    pub(super) cared_at: Instant,
 }
 
 /// An answer.
@@ -70,6 +83,22 @@ pub(super) struct Book {
 }
 
 impl Change {
+    pub(super) fn new(instance: usize, tags: u8, now: Instant) -> Self {
+        Self {
+            instance,
+            tags,
+            effects: Vec::new(),
+            began_at: now,
+            effect_at: None,
+            over: false,
+            cut_until: None,
+            confirmed: None,
+            orphaned: false,
+            store_lost: false,
+            unheard_by: [false; INSTANCES],
+        }
+    }
+
     fn made(&self, resource: usize) -> u64 {
         let versions = self
             .effects
@@ -79,29 +108,80 @@ impl Change {
         versions.max().unwrap_or(0)
     }
 
-    /// Whether the instances must know of it, whatever it does from now on.
-    fn binds(&self) -> bool {
-        self.over && (self.cut_until.is_none() || !self.store_lost)
+    /// Whether the other instances can know of it, whatever it does from now on.
+    fn binds_others(&self) -> bool {
+        self.cut_until.is_none() || !self.store_lost
+    }
+
+    /// The store carried this out.
+    pub(super) fn announced(&mut self, what: &Announced, now: Instant, posted: u64) {
+        let slots = TagTable::slots(&tags(self.tags));
+        let covers = what
+            .slots
+            .as_ref()
+            .is_none_or(|there| slots.iter().all(|slot| there.contains(slot)));
+        // What was announced before it took effect says nothing, unless it says that it may.
+        let tells = match self.cut_until {
+            Some(_) => what.unsettled,
+            None => !self.effects.is_empty(),
+        };
+        if what.from == self.instance && !self.orphaned && self.confirmed.is_none() && covers && tells {
+            self.confirmed = Some((now, posted));
+            self.store_lost = false;
+        }
+    }
+}
+
+impl Known {
+    pub(super) fn connected(&mut self, now: Instant) {
+        self.tuned = Some(now + TUNING);
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        (self.tuned, self.sure_at) = (None, None);
+    }
+
+    /// A beat of its own came back.
+    pub(super) fn heard(&mut self, sent: Instant, now: Instant) {
+        self.heard_at = self.heard_at.max(Some(sent));
+        if self.tuned.is_some_and(|tuned| tuned <= sent) && now < sent + SOON {
+            self.sure_at = self.sure_at.max(Some(sent));
+        }
+    }
+
+    /// Whether everything that is a second old has come.
+    fn hears(&self, now: Instant) -> bool {
+        self.sure_at.is_some_and(|sent| now < sent + SOON)
     }
 }
 
 impl Book {
-    /// What a read that begins now has to get. `hears`: whether the instance says that it hears all others.
-    pub(super) fn begin(&self, instance: usize, resource: usize, hears: bool, now: Instant) -> Reading {
+    /// What a read that begins now has to get.
+    pub(super) fn begin(&self, instance: usize, resource: usize, now: Instant) -> Reading {
+        let hears = self.known[instance].hears(now);
         let (mut required, mut required_of_store) = ((0, "nothing"), 0);
-        for change in self.changes.iter().filter(|change| change.binds()) {
+        for change in self.changes.iter().filter(|change| change.over) {
             let made = change.made(resource);
             if change.instance == instance && !change.orphaned && made > required.0 {
                 required = (made, "its own write");
             }
-            let Some((confirmed_at, posted)) = change.confirmed else {
+            let Some((confirmed_at, posted)) = change.confirmed.filter(|_| change.binds_others()) else {
                 continue;
             };
             required_of_store = required_of_store.max(made);
             // A lost message is noticed with the next one.
             let unnoticed = change.unheard_by[instance] || self.lost(instance, change.instance, posted);
-            if hears && !unnoticed && now > confirmed_at + SOON && made > required.0 {
-                required = (made, "a write that others confirmed more than a second ago");
+            let (due, why) = if hears {
+                (confirmed_at + SOON, "others confirmed it more than a second ago")
+            } else {
+                let last = change.effect_at.map_or(confirmed_at, |at| at.max(confirmed_at));
+                (
+                    last + WINDOW,
+                    "deaf, and others confirmed it longer ago than the window",
+                )
+            };
+            if !unnoticed && now > due && made > required.0 {
+                required = (made, why);
             }
         }
         Reading {
@@ -109,17 +189,13 @@ impl Book {
             resource,
             required,
             required_of_store,
+            cared_at: now,
         }
     }
 
     /// Holds an answer against the promises.
-    pub(super) fn check(
-        &self,
-        reading: &Reading,
-        given: &Given,
-        hears: bool,
-        now: Instant,
-    ) -> Result<(), String> {
+    pub(super) fn check(&self, reading: &Reading, given: &Given, now: Instant) -> Result<(), String> {
+        let hears = self.known[reading.instance].hears(now);
         let Given {
             version,
             fetched_at,

@@ -41,6 +41,15 @@ pub(super) struct Posted {
     pub(super) beat_at: Option<Instant>,
 }
 
+/// A change of versions that the store carried out.
+pub(super) struct Announced {
+    pub(super) from: usize,
+    /// Slots; `None`: all.
+    pub(super) slots: Option<Vec<u16>>,
+    /// Whether it marked them.
+    pub(super) unsettled: bool,
+}
+
 type Late = Box<dyn FnOnce(&mut Server) + Send>;
 
 struct Line {
@@ -62,6 +71,7 @@ pub(super) struct Server {
     run: u64,
     next_epoch: u64,
     lines: Vec<Line>,
+    announced: Vec<Announced>,
 }
 
 /// An instance's way to the store.
@@ -95,6 +105,7 @@ impl Server {
             run: 1,
             next_epoch: 1,
             lines: (0..instances).map(|_| line()).collect(),
+            announced: Vec::new(),
         }
     }
 
@@ -184,6 +195,19 @@ impl Server {
         std::mem::take(&mut self.lines[index].lost)
     }
 
+    /// What the store carried out since the last question.
+    pub(super) fn announced(&mut self) -> Vec<Announced> {
+        std::mem::take(&mut self.announced)
+    }
+
+    /// Whether all these slots are marked until then, at least.
+    pub(super) fn is_marked(&self, slots: &[u16], until: u64) -> bool {
+        let marks = &self.data.unsettled;
+        slots
+            .iter()
+            .all(|slot| marks.get(slot).is_some_and(|mark| *mark >= until))
+    }
+
     /// The next message to an instance.
     pub(super) fn next(&mut self, index: usize) -> Option<Posted> {
         self.lines[index].board.pop_front()
@@ -221,6 +245,11 @@ impl Server {
                 self.data.unsettled.insert(*slot, until);
             }
         }
+        self.announced.push(Announced {
+            from,
+            slots: (!notice.all).then(|| notice.slots.clone()),
+            unsettled: notice.mark != Mark::None,
+        });
         self.post(from, &notice.message, None);
     }
 

@@ -8,12 +8,13 @@ use http::{Method, Response};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use tower::Service;
+use tower::Service as _;
 
 use super::instance::{Call, Instance, Origin, UNSETTLED, tags};
 use super::promises::{Book, Change, Given, Reading, touched};
 use super::steps::{FILLS, INSTANCES, RESOURCES, Road, Step};
 use super::store::Server;
+use crate::cache::codec::unix_millis;
 use crate::cache::control::Selection;
 use crate::cache::invalidation::TagTable;
 use crate::cache::key::Key;
@@ -25,6 +26,11 @@ use crate::types::{Failure, FailureKind};
 
 /// The longest piece in which time passes.
 const PIECE: u64 = 50;
+/// The longest that a client waits without a fetch for it: a lease, and some commands that are not answered.
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// After so long without a fault the others are told of a write before its client is.
+const WELL: Duration = Duration::from_secs(2);
+
 const TEMPLATES: [&str; RESOURCES] = ["/v1/info", "/v1/meta", "/v1/parameters"];
 
 type Answer = Result<(Given, Response<()>), Failure>;
@@ -57,6 +63,7 @@ impl World {
         let origin = Origin {
             calls: Arc::default(),
             clock: clock.clone(),
+            instance: 0,
         };
         let instances = (0..INSTANCES)
             .map(|index| Instance::start(&server, index, &clock, &origin))
@@ -160,11 +167,21 @@ impl World {
     }
 
     fn store_fails(&mut self, how: impl FnOnce(&mut Server)) {
+        let now = self.clock.now();
         let mut server = self.server.lock();
         how(&mut server);
         (0..INSTANCES).for_each(|instance| server.hang_up(instance));
         for change in &mut self.book.changes {
-            change.store_lost = true;
+            let Some(until) = change.cut_until else {
+                continue;
+            };
+            let left = until.saturating_duration_since(now.monotonic);
+            let until = unix_millis(now.wall + left);
+            let slots = TagTable::slots(&tags(change.tags));
+            if !left.is_zero() && !server.is_marked(&slots, until) {
+                // Until its instance tells again.
+                (change.confirmed, change.store_lost) = (None, true);
+            }
         }
     }
 
@@ -193,13 +210,10 @@ impl World {
                 .headers
                 .insert("cache-control", "no-cache".parse().expect("value"));
         }
-        let hears = self.instances[instance].coherence.hears();
-        let reading = self.book.begin(instance, resource, hears, self.now());
+        let reading = self.book.begin(instance, resource, self.now());
         let required = reading.required;
         let client = self.send(instance, request);
-        self.note(|| {
-            format!("      client {client} has to get {required:?}; instance {instance} hears: {hears}")
-        });
+        self.note(|| format!("      client {client} has to get {required:?}"));
         self.readings.insert(client, reading);
     }
 
@@ -210,17 +224,7 @@ impl World {
             .parts
             .headers
             .insert("x-change", self.book.changes.len().into());
-        self.book.changes.push(Change {
-            instance,
-            tags: bits,
-            effects: Vec::new(),
-            over: false,
-            cut_until: None,
-            confirmed: None,
-            orphaned: false,
-            store_lost: false,
-            unheard_by: [false; INSTANCES],
-        });
+        self.book.changes.push(Change::new(instance, bits, self.now()));
         let client = self.send(instance, request);
         self.writing.insert(client, self.book.changes.len() - 1);
     }
@@ -303,6 +307,7 @@ impl World {
                 .effects
                 .push((resource, self.versions[resource]));
         }
+        self.book.changes[number].effect_at = Some(self.now());
         let versions = self.versions;
         self.note(|| format!("      change {number} takes effect: {versions:?}"));
     }
@@ -323,7 +328,10 @@ impl World {
             }
             super::super::ok("{}")
         } else {
-            self.book.changes[number].cut_until = Some(self.now() + UNSETTLED);
+            let change = &mut self.book.changes[number];
+            change.cut_until = Some(self.clock.now().monotonic + UNSETTLED);
+            // What was told of it until now does not say that it may go on.
+            change.confirmed = None;
             Err(Failure::new(FailureKind::UpstreamReset, "cut off").sent())
         };
         if let Some(reply) = reply {
@@ -339,17 +347,8 @@ impl World {
 
     fn purge(&mut self, instance: usize, tag: Option<u8>) {
         let bits = tag.unwrap_or(0b11);
-        self.book.changes.push(Change {
-            instance,
-            tags: bits,
-            effects: Vec::new(),
-            over: true,
-            cut_until: None,
-            confirmed: None,
-            orphaned: false,
-            store_lost: false,
-            unheard_by: [false; INSTANCES],
-        });
+        let change = Change::new(instance, bits, self.now());
+        self.book.changes.push(Change { over: true, ..change });
         self.take_effect(self.book.changes.len() - 1);
         let selection = match tag {
             Some(bits) => Selection::Tag(tags(bits)[0]),
@@ -400,12 +399,14 @@ impl World {
                 let up = self.server.lock().is_up(index);
                 if self.instances[index].up && !up {
                     self.instances[index].up = false;
+                    self.book.known[index].disconnected();
                     coherence.lost();
                 }
                 if !self.instances[index].up {
                     let connected = self.server.lock().connect(index);
                     if let Some(unsettled) = connected {
                         self.instances[index].up = true;
+                        self.book.known[index].connected(now);
                         coherence.connected(&unsettled);
                     }
                 }
@@ -419,8 +420,8 @@ impl World {
                     };
                     let known = &mut self.book.known[index];
                     known.delivered[posted.from] = known.delivered[posted.from].max(posted.number);
-                    if posted.from == index {
-                        known.heard_at = known.heard_at.max(posted.beat_at);
+                    if let (true, Some(sent)) = (posted.from == index, posted.beat_at) {
+                        known.heard(sent, now);
                     }
                     coherence.hear(&posted.bytes);
                 }
@@ -428,21 +429,41 @@ impl World {
             self.confirm(now);
             self.look_at_answers()?;
         }
-        Ok(())
+        self.look_at_those_who_wait()
     }
 
-    /// Notes which changes the store has confirmed.
+    /// Notes which changes the store has carried out.
     fn confirm(&mut self, now: Instant) {
-        let server = self.server.lock();
-        for change in self.book.changes.iter_mut() {
-            let open = change.over && change.confirmed.is_none() && !change.orphaned;
-            if open {
-                let slots = TagTable::slots(&tags(change.tags));
-                if !self.instances[change.instance].coherence.is_pending(&slots) {
-                    change.confirmed = Some((now, server.posted(change.instance)));
-                }
+        let mut server = self.server.lock();
+        for what in server.announced() {
+            let posted = server.posted(what.from);
+            for change in &mut self.book.changes {
+                change.announced(&what, now, posted);
             }
         }
+        for (index, instance) in self.instances.iter_mut().enumerate() {
+            if !server.is_open(index) || !server.is_up(index) {
+                instance.ill_at = now;
+            }
+        }
+    }
+
+    /// Nobody waits longer for another instance than a lease.
+    fn look_at_those_who_wait(&mut self) -> Result<(), String> {
+        let now = self.now();
+        let calls = self.origin.calls.lock();
+        for (client, reading) in &mut self.readings {
+            let (instance, resource) = (reading.instance, reading.resource);
+            let for_it =
+                |call: &Call| call.instance == instance && call.of == Err(resource) && call.reply.is_some();
+            if calls.iter().any(for_it) {
+                reading.cared_at = now;
+            }
+            if now - reading.cared_at > PATIENCE {
+                return Err(format!("client {client} waits, and nobody fetches for it"));
+            }
+        }
+        Ok(())
     }
 
     fn look_at_answers(&mut self) -> Result<(), String> {
@@ -452,7 +473,14 @@ impl World {
             self.tasks.remove(&client);
             self.answers += 1;
             if let Some(change) = self.writing.remove(&client) {
-                self.book.changes[change].over = true;
+                let told = &mut self.book.changes[change];
+                told.over = true;
+                let well = self.instances[told.instance].ill_at + WELL < told.began_at;
+                if well && told.confirmed.is_none() {
+                    return Err(format!(
+                        "client {client} was answered before the others were told"
+                    ));
+                }
                 self.note(|| format!("      client {client} knows what became of change {change}"));
                 continue;
             }
@@ -467,9 +495,8 @@ impl World {
             if status.ends_with("detail=l2") || status.contains("collapsed") {
                 known.looked_at[reading.resource] = Some(now);
             }
-            let hears = self.instances[reading.instance].coherence.hears();
             self.book
-                .check(&reading, &given, hears, now)
+                .check(&reading, &given, now)
                 .map_err(|why| format!("client {client}: {why}"))?;
         }
         Ok(())
@@ -498,9 +525,37 @@ impl World {
             self.finish_all();
             self.advance(1000).await?;
         }
-        match self.readings.keys().next().or(self.writing.keys().next()) {
-            Some(client) => Err(format!("client {client} waits for ever")),
-            None => Ok(()),
+        if let Some(client) = self.readings.keys().next().or(self.writing.keys().next()) {
+            return Err(format!("client {client} waits for ever"));
+        }
+        let untold = |change: &Change| !change.orphaned && !change.store_lost && change.confirmed.is_none();
+        if let Some(number) = self.book.changes.iter().position(untold) {
+            return Err(format!("nobody was told of change {number}"));
+        }
+        self.share_again().await
+    }
+
+    /// What one has fetched serves all.
+    async fn share_again(&mut self) -> Result<(), String> {
+        let mut fetches = 0;
+        // The first may find that the store has lost its versions, the second what it has lost besides.
+        for _ in 0..3 {
+            let before = self.origin.calls.lock().len();
+            for instance in 0..INSTANCES {
+                for resource in 0..RESOURCES {
+                    let key = key(&self.request(resource));
+                    self.instances[instance].shared.l1.remove(&key);
+                    self.read(instance, resource, false);
+                }
+                self.settle().await?;
+                self.finish_all();
+                self.pass(PIECE).await?;
+            }
+            fetches = self.origin.calls.lock().len() - before;
+        }
+        match fetches {
+            0 => Ok(()),
+            fetches => Err(format!("{fetches} fetches of what is stored for all")),
         }
     }
 
