@@ -370,6 +370,8 @@ where
         let shared = self.shared.clone();
         let now = shared.clock.now().monotonic;
         let versions = shared.versions(&request.decision, &miss.key);
+        // Who is deaf may join a fetch from before a change that it could not hear of, and hear again before it ends.
+        let trusts_after = shared.coherence.trusts_after(now);
         // What cannot be shared must not make others wait for it. Unknown routes are of that kind until the
         // origin says otherwise; a request that refuses stored answers wants one of its own; and while a write may
         // still take effect, an answer in flight may be from before it.
@@ -383,8 +385,9 @@ where
             Some(Role::Follower(flight)) => CacheFuture::Pending(Box::pin(async move {
                 shared.metrics.coalesced.inc();
                 let failed = match coalesce::wait(flight).await {
-                    // Deaf, it may have joined a fetch from before a change that it could not hear of.
-                    Landing::Shared(entry, stored) if shared.coherence.trusts(entry.checked_at, now) => {
+                    Landing::Shared(entry, stored)
+                        if trusts_after.is_none_or(|then| then < entry.checked_at) =>
+                    {
                         return Ok(shared.collapsed(&entry, stored, miss));
                     }
                     Landing::Failed(failure) => Some((None, Some(failure))),

@@ -162,14 +162,18 @@ impl Coherence {
 
     /// Whether an answer that was looked at then may be served from memory, as far as other instances go.
     pub(super) fn trusts(&self, checked_at: Instant, now: Instant) -> bool {
-        let Some(others) = &self.others else {
-            return true;
-        };
+        self.trusts_after(now).is_none_or(|then| then < checked_at)
+    }
+
+    /// A request of `now` may only be served what was looked at after this time; `None`: whenever.
+    pub(super) fn trusts_after(&self, now: Instant) -> Option<Instant> {
+        let others = self.others.as_ref()?;
         if others.millis(now) < others.heard_until.load(Ordering::Relaxed) {
-            return true;
+            return None;
         }
         let heard_at = others.epoch + Duration::from_millis(others.heard_at.load(Ordering::Relaxed));
-        now < checked_at.max(heard_at) + others.window
+        let then = now.checked_sub(others.window)?;
+        (heard_at <= then).then_some(then)
     }
 
     /// Whether everything that the others say is heard; `true` without others.

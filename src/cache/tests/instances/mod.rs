@@ -141,6 +141,23 @@ fn who_is_deaf_does_not_join_a_fetch_from_before_the_window() {
 }
 
 #[test]
+fn who_hears_again_does_not_take_the_answer_of_a_fetch_that_it_joined_deaf() {
+    let steps = [
+        Step::Read(0, 0),
+        Step::Snapshot(0),
+        Step::Hold(0, true),
+        Step::Write(1, 0b01),
+        Step::Answer(1),
+        Step::Advance(5400),
+        Step::Read(0, 0),
+        Step::Hold(0, false),
+        Step::Answer(0),
+        Step::Finish(0),
+    ];
+    assert_eq!(play(&steps), Ok(()));
+}
+
+#[test]
 fn what_is_unsettled_is_told_again_to_a_store_that_has_forgotten_it() {
     // Who starts then cannot know it otherwise, and would store for all what the write is still to change.
     let steps = [
