@@ -209,7 +209,10 @@ impl Shared {
         let mut found = l2.read(key, template, versions, lease).await;
         // A change may have happened here meanwhile.
         if self.tags.validity(versions) != Validity::Current {
-            return Found::default();
+            return Found {
+                leased: found.leased,
+                ..Found::default()
+            };
         }
         if let Some(there) = self.l1.get(key)
             && self.validity(&there, self.clock.now().monotonic) == Validity::Ended
@@ -240,7 +243,8 @@ impl Shared {
         versions: TagVersions,
         shared: Option<SharedVersions>,
     ) -> Result<Fetched, Failure> {
-        let (shared, lease) = match self.take_off(miss, &versions, shared).await {
+        let mut versions = versions;
+        let (shared, lease) = match self.take_off(miss, &mut versions, shared).await {
             TakeOff::Elsewhere(entry) => {
                 leader.land(Landing::Shared(entry.clone(), true));
                 return Ok(Fetched::Elsewhere(entry));

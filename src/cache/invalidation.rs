@@ -86,6 +86,16 @@ impl TagTable {
         TagVersions(tags.into_iter().map(|tag| self.load(Self::index(tag))).collect())
     }
 
+    /// The versions that the same tags have now.
+    pub fn renewed(&self, versions: &TagVersions) -> TagVersions {
+        TagVersions(
+            versions
+                .slots()
+                .map(|slot| self.load(usize::from(slot)))
+                .collect(),
+        )
+    }
+
     /// What has happened to the tags since `versions` were taken.
     pub fn validity(&self, versions: &TagVersions) -> Validity {
         let mut changed = 0;

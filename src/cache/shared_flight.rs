@@ -29,11 +29,12 @@ pub(super) enum TakeOff {
 }
 
 impl Shared {
-    /// Decides who fetches what `miss` wants. `shared`: the versions that the tier had, if it could be asked.
+    /// Decides who fetches what `miss` wants. `shared`: the versions that the tier had, if it could be asked;
+    /// `versions` are renewed, as what is fetched after the wait is newer.
     pub(super) async fn take_off(
         &self,
         miss: &Miss,
-        versions: &TagVersions,
+        versions: &mut TagVersions,
         shared: Option<SharedVersions>,
     ) -> TakeOff {
         let Some(l2) = self
@@ -50,6 +51,7 @@ impl Shared {
         let began = self.clock.now().monotonic;
         let mut pause = FIRST_LOOK;
         loop {
+            *versions = self.tags.renewed(versions);
             // Also by who has the lease: the one before may just have stored its answer.
             let found = self
                 .read_shared(&miss.key, miss.outcome.template, versions, true)
@@ -61,14 +63,19 @@ impl Shared {
                 l2.metrics.followed.inc();
                 return TakeOff::Elsewhere(entry);
             }
-            if let Some(lease) = lease {
-                l2.metrics.led.inc();
-                return TakeOff::Leading(found.versions, lease);
-            }
             let waited = now.saturating_duration_since(began);
-            if !found.leased || waited >= l2.lease_time() {
-                l2.metrics.lease_lost.inc();
-                return TakeOff::Alone(found.versions);
+            let goes_on = found.leased && waited < l2.lease_time();
+            match lease {
+                // Unless it has to look again, because something changed while it looked.
+                Some(lease) if !goes_on || self.tags.is_current(versions) => {
+                    l2.metrics.led.inc();
+                    return TakeOff::Leading(found.versions, lease);
+                }
+                None if !goes_on => {
+                    l2.metrics.lease_lost.inc();
+                    return TakeOff::Alone(found.versions);
+                }
+                _ => {}
             }
             sleep(pause).await;
             pause = (pause * 2).min(LAST_LOOK);

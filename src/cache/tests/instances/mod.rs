@@ -117,12 +117,29 @@ fn who_was_not_told_yet_learns_from_the_store_what_is_unsettled() {
 }
 
 fn play(steps: &[Step]) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async { World::new(false).play(steps).await })
+    runtime().block_on(async { World::new(false).play(steps).await })
+}
+
+#[test]
+fn who_did_not_hear_while_it_waited_for_another_instance_still_waits() {
+    runtime().block_on(async {
+        let mut world = World::new(false);
+        let steps = [
+            Step::Read(1, 0),
+            Step::Read(0, 0),
+            Step::Hold(0, true),
+            Step::Advance(1300),
+            Step::Hold(0, false),
+            Step::Advance(100),
+        ];
+        world.play_on(&steps).await.expect("no promise is broken");
+        assert_eq!(world.calls(), 1);
+        world
+            .play_on(&[Step::Finish(0), Step::Advance(50)])
+            .await
+            .expect("no promise is broken");
+        assert_eq!((world.calls(), world.answers), (0, 2));
+    });
 }
 
 #[test]

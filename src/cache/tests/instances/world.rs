@@ -92,6 +92,12 @@ impl World {
         self.clock.now().monotonic
     }
 
+    /// How many fetches and writes are under way.
+    pub(super) fn calls(&self) -> usize {
+        let calls = self.origin.calls.lock();
+        calls.iter().filter(|call| call.reply.is_some()).count()
+    }
+
     fn note(&mut self, what: impl FnOnce() -> String) {
         if let Some(log) = &mut self.log {
             log.push(what());
