@@ -214,8 +214,9 @@ impl Shared {
                 ..Found::default()
             };
         }
+        let now = self.clock.now().monotonic;
         if let Some(there) = self.l1.get(key)
-            && self.validity(&there, self.clock.now().monotonic) == Validity::Ended
+            && self.validity(&there, now) == Validity::Ended
         {
             // However new it is, it is out of use: after a time of deafness, what was found may be this very answer.
             self.l1.remove(key);
@@ -223,8 +224,9 @@ impl Shared {
         if let Some(entry) = &found.entry
             && !self.keep(*key, entry)
         {
-            // There is a newer one.
-            found.entry = None;
+            // There is a newer one, or the same: who read it first may have rounded its age less.
+            let there = self.l1.get(key);
+            found.entry = there.filter(|there| self.validity(there, now) == Validity::Current);
         }
         found
     }

@@ -10,6 +10,8 @@ mod steps;
 mod store;
 mod world;
 
+use std::time::Duration;
+
 use self::steps::{Faults, Road, Step, history};
 use self::world::World;
 use super::histories::{Played, hold_in_every};
@@ -139,6 +141,25 @@ fn who_did_not_hear_while_it_waited_for_another_instance_still_waits() {
             .await
             .expect("no promise is broken");
         assert_eq!((world.calls(), world.answers), (0, 2));
+    });
+}
+
+#[test]
+fn who_waits_for_another_instance_takes_what_its_neighbour_has_found_meanwhile() {
+    runtime().block_on(async {
+        let mut world = World::new(false);
+        let well = "no promise is broken";
+        let steps = [Step::Read(1, 0), Step::Read(0, 0), Step::Advance(200)];
+        world.play_on(&steps).await.expect(well);
+        // Ages are stored in whole milliseconds, so the same answer seems older or newer from moment to moment.
+        world.pass(Duration::from_micros(900)).await.expect(well);
+        world
+            .play_on(&[Step::Finish(0), Step::Read(0, 0)])
+            .await
+            .expect(well);
+        world.pass(Duration::from_micros(200)).await.expect(well);
+        world.play_on(&[Step::Advance(100)]).await.expect(well);
+        assert_eq!((world.calls(), world.answers), (0, 3));
     });
 }
 

@@ -122,7 +122,7 @@ impl World {
             self.step(step.clone()).await?;
             let passed = self.now() - began;
             if passed.is_zero() {
-                self.pass(1).await?;
+                self.pass(Duration::from_millis(1)).await?;
             }
         }
         Ok(())
@@ -381,15 +381,15 @@ impl World {
         let mut left = millis;
         while left > 0 {
             let piece = left.min(PIECE);
-            self.pass(piece).await?;
+            self.pass(Duration::from_millis(piece)).await?;
             left -= piece;
         }
         Ok(())
     }
 
-    async fn pass(&mut self, millis: u64) -> Result<(), String> {
-        self.time.advance(Duration::from_millis(millis));
-        tokio::time::advance(Duration::from_millis(millis)).await;
+    pub(super) async fn pass(&mut self, time: Duration) -> Result<(), String> {
+        self.time.advance(time);
+        tokio::time::advance(time).await;
         self.settle().await
     }
 
@@ -555,7 +555,7 @@ impl World {
                 }
                 self.settle().await?;
                 self.finish_all();
-                self.pass(PIECE).await?;
+                self.advance(PIECE).await?;
             }
             fetches = self.origin.calls.lock().len() - before;
         }
