@@ -13,6 +13,8 @@
 //! another, so a new epoch begins. For that to be seen, fred never reconnects by itself here: a connection
 //! that is lost takes both with it, and new ones are looked at before they are used.
 
+mod reads;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ use fred::types::{
     Builder, ConnectHandle, Expiration, InfoKind, Key as RedisKey, Message, SetOptions, Value,
 };
 use futures_util::future::try_join_all;
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::broadcast;
@@ -35,10 +38,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::reads::{Ask, Reads};
 use super::{Mark, Notice, Reply, Seen, Tier, TierError};
 use crate::cache::codec::unix_millis;
 use crate::cache::coherence::Coherence;
-use crate::cache::invalidation::SharedVersions;
 use crate::cache::key::Key;
 use crate::config::cache::RedisConfig;
 use crate::types::ids::hex;
@@ -69,12 +72,8 @@ const UNSETTLED: &str = "unsettled_until";
 pub(in crate::cache) struct Redis {
     config: Config,
     prefix: String,
-    tags: RedisKey,
-    marks: RedisKey,
     board: String,
-    names: SlotNames,
-    clock: Clock,
-    link: ArcSwapOption<Link>,
+    reads: Arc<Reads>,
 }
 
 /// The fields of the slots, five digits each: written down once, for each command names several.
@@ -164,14 +163,18 @@ impl Redis {
         }
         let prefix = &settings.prefix;
         Ok(Self {
+            reads: Arc::new(Reads {
+                tags: RedisKey::from(format!("{prefix}tags")),
+                marks: RedisKey::from(format!("{prefix}unsettled")),
+                names: SlotNames::new(),
+                clock,
+                link: ArcSwapOption::empty(),
+                together: !config.server.is_clustered(),
+                waiting: Mutex::default(),
+            }),
             config,
-            tags: RedisKey::from(format!("{prefix}tags")),
-            marks: RedisKey::from(format!("{prefix}unsettled")),
             board: format!("{prefix}board"),
             prefix: prefix.clone(),
-            names: SlotNames::new(),
-            clock,
-            link: ArcSwapOption::empty(),
         })
     }
 
@@ -199,7 +202,7 @@ impl Redis {
                         () = stop.cancelled() => return,
                         why = self.serve(connected, &coherence) => why,
                     };
-                    self.link.store(None);
+                    self.reads.link.store(None);
                     coherence.lost();
                     tracing::warn!("the connection to Redis is lost: {why}; it is made anew");
                 }
@@ -250,7 +253,7 @@ impl Redis {
         let commands = Task(client.connect());
         client.wait_for_connect().await?;
         let changes = client.cluster_change_rx();
-        let unsettled = unsettled(&client, &self.marks).await?;
+        let unsettled = unsettled(&client, &self.reads.marks).await?;
         let run = self.verify(&client, &unsettled).await?;
         let link = Arc::new(Link {
             client,
@@ -290,26 +293,28 @@ impl Redis {
             );
             format!("unknown-{}", random())
         });
-        let there: Vec<Option<String>> = client.hmget(&self.tags, vec![EPOCH, RUN]).await?;
+        let there: Vec<Option<String>> = client.hmget(&self.reads.tags, vec![EPOCH, RUN]).await?;
         let same = matches!(&there[..], [Some(_), Some(then)] if *then == run);
         if !same {
             let fields = vec![(EPOCH, random().to_string()), (RUN, run.clone())];
-            client.hset::<(), _, _>(&self.tags, fields).await?;
+            client.hset::<(), _, _>(&self.reads.tags, fields).await?;
         }
         // Forgotten with the versions, unless another instance was here first.
         let last = unsettled.iter().map(|(_, until)| *until).max().unwrap_or(0);
         client
-            .hsetnx::<(), _, _, _>(&self.tags, UNSETTLED, last.to_string())
+            .hsetnx::<(), _, _, _>(&self.reads.tags, UNSETTLED, last.to_string())
             .await?;
         // What nobody uses any more goes away; to lose it in use costs misses.
-        client.pexpire::<(), _>(&self.tags, millis(IDLE), None).await?;
+        client
+            .pexpire::<(), _>(&self.reads.tags, millis(IDLE), None)
+            .await?;
         Ok(run)
     }
 
     /// The server of a cluster that has the versions.
     fn owner(&self, client: &Client) -> Option<fred::types::config::Server> {
         let state = client.cached_cluster_state()?;
-        let slot = ClusterRouting::hash_key(self.tags.as_bytes());
+        let slot = ClusterRouting::hash_key(self.reads.tags.as_bytes());
         state.get_server(slot).cloned()
     }
 
@@ -324,7 +329,7 @@ impl Redis {
             unsettled,
             ..
         } = &mut connected;
-        self.link.store(Some(link.clone()));
+        self.reads.link.store(Some(link.clone()));
         coherence.connected(unsettled);
         let ended = |result: Result<Result<(), fred::error::Error>, tokio::task::JoinError>| match result {
             Ok(Err(error)) => error.to_string(),
@@ -348,11 +353,6 @@ impl Redis {
         }
     }
 
-    /// The connection, for a command.
-    fn link(&self) -> Result<Arc<Link>, TierError> {
-        self.link.load_full().ok_or(TierError::Down)
-    }
-
     fn value_key(&self, key: &Key) -> RedisKey {
         RedisKey::from(format!("{}{{{}}}v", self.prefix, hex(&key.0)))
     }
@@ -364,75 +364,16 @@ impl Redis {
 
 impl Tier for Redis {
     fn read(&self, key: &Key, slots: &[u16], lease: bool) -> Reply<Seen> {
-        let mut keys = vec![self.value_key(key)];
-        if lease {
-            keys.push(self.lease_key(key));
-        }
-        let (names, clock) = (self.names.clone(), self.clock.clone());
-        let (tags, marks) = (self.tags.clone(), self.marks.clone());
-        let slots: smallvec::SmallVec<[u16; 6]> = slots.into();
-        let link = self.link();
-        Box::pin(async move {
-            let link = link?;
-            let pipeline = link.client.pipeline();
-            let mut fields = Vec::with_capacity(1 + slots.len());
-            fields.push(RedisKey::from_static_str(EPOCH));
-            fields.push(RedisKey::from_static_str(UNSETTLED));
-            fields.extend(slots.iter().map(|slot| names.of(*slot)));
-            pipeline.mget::<(), _>(keys).await?;
-            pipeline.hmget::<(), _, _>(&tags, fields).await?;
-            let Value::Array(replies) = pipeline.all::<Value>().await? else {
-                return Err(malformed());
-            };
-            let Ok([Value::Array(stored), Value::Array(versions)]) = <[Value; 2]>::try_from(replies) else {
-                return Err(malformed());
-            };
-            let mut stored = stored.into_iter();
-            let (value, lease) = (stored.next(), stored.next());
-            let mut versions = versions.iter();
-            let epoch = versions.next().and_then(Value::as_u64);
-            let marked = versions.next().and_then(Value::as_u64).unwrap_or(0);
-            if epoch.is_none() {
-                // Evicted or flushed. What was read before has another epoch than this one, whoever makes it.
-                let pipeline = link.client.pipeline();
-                pipeline
-                    .hsetnx::<(), _, _, _>(&tags, EPOCH, random().to_string())
-                    .await?;
-                let fields = vec![
-                    (RUN, link.run.clone()),
-                    (UNSETTLED, longest_mark(&clock).to_string()),
-                ];
-                pipeline.hset::<(), _, _>(&tags, fields).await?;
-                all(pipeline).await?;
-            }
-            // A slot that was never bumped is not there.
-            let versions = versions.map(|version| version.as_u64().unwrap_or(0));
-            let now = unix_millis(clock.now().wall);
-            let mut unsettled = Vec::new();
-            if marked > now {
-                // Something is; perhaps one of these.
-                let names: Vec<_> = slots.iter().map(|slot| names.of(*slot)).collect();
-                let marks: Vec<Option<u64>> = link.client.hmget(&marks, names).await?;
-                let marks = slots.iter().copied().zip(marks);
-                unsettled.extend(
-                    marks.filter_map(|(slot, until)| Some((slot, until.filter(|until| *until > now)?))),
-                );
-            }
-            Ok(Seen {
-                unsettled,
-                value: value.and_then(bytes),
-                leased: lease.is_some_and(|lease| !lease.is_null()),
-                versions: epoch.map(|epoch| SharedVersions {
-                    epoch,
-                    slots: slots.iter().copied().zip(versions).collect(),
-                }),
-            })
+        self.reads.read(Ask {
+            value: self.value_key(key),
+            lease: lease.then(|| self.lease_key(key)),
+            slots: slots.into(),
         })
     }
 
     fn write(&self, key: &Key, value: Bytes, life: Duration, release: bool) -> Reply<()> {
         let (value_key, lease) = (self.value_key(key), release.then(|| self.lease_key(key)));
-        let link = self.link();
+        let link = self.reads.link();
         Box::pin(async move {
             let expiry = Some(Expiration::PX(millis(life)));
             let link = link?;
@@ -452,7 +393,7 @@ impl Tier for Redis {
 
     fn lease(&self, key: &Key, life: Duration) -> Reply<bool> {
         let lease = self.lease_key(key);
-        let link = self.link();
+        let link = self.reads.link();
         Box::pin(async move {
             let expiry = Some(Expiration::PX(millis(life)));
             let taken: Value = link?
@@ -465,15 +406,19 @@ impl Tier for Redis {
 
     fn release(&self, key: &Key) -> Reply<()> {
         let lease = self.lease_key(key);
-        let link = self.link();
+        let link = self.reads.link();
         Box::pin(async move { Ok(link?.client.del(lease).await?) })
     }
 
     fn announce(&self, notice: &Notice) -> Reply<()> {
-        let (tags, marks, board) = (self.tags.clone(), self.marks.clone(), self.board.clone());
-        let names = self.names.clone();
+        let (tags, marks, board) = (
+            self.reads.tags.clone(),
+            self.reads.marks.clone(),
+            self.board.clone(),
+        );
+        let names = self.reads.names.clone();
         let notice = notice.clone();
-        let link = self.link();
+        let link = self.reads.link();
         Box::pin(async move {
             let link = link?;
             let pipeline = link.client.pipeline();
@@ -508,7 +453,7 @@ impl Tier for Redis {
 
     fn beat(&self, message: Bytes) -> Reply<()> {
         let board = self.board.clone();
-        let link = self.link();
+        let link = self.reads.link();
         Box::pin(async move {
             let link = link?;
             let published = async { link.client.publish::<(), _, _>(board, message).await };
@@ -526,13 +471,13 @@ impl Tier for Redis {
     }
 
     fn unsettled(&self) -> Reply<Vec<(u16, u64)>> {
-        let marks = self.marks.clone();
-        let link = self.link();
+        let marks = self.reads.marks.clone();
+        let link = self.reads.link();
         Box::pin(async move { unsettled(&link?.client, &marks).await })
     }
 
     fn reset(&self, why: &'static str) {
-        if let Some(link) = self.link.swap(None) {
+        if let Some(link) = self.reads.link.swap(None) {
             tracing::debug!("Redis connections are replaced: {why}");
             link.dead.cancel();
         }
