@@ -91,6 +91,7 @@ impl Edge {
             config: config.redacted(),
             cache: controls.cache,
             routing: controls.routing,
+            guard: controls.guard,
             auth,
             templates: classify::route_templates(),
             draining: draining.clone(),

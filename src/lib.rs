@@ -33,6 +33,8 @@ pub mod wire;
 
 pub mod classify;
 
+pub mod guard;
+
 pub mod cache;
 
 pub mod resilience;

@@ -9,14 +9,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Layer as _, Service};
 
-use crate::cache::control::CacheControl;
+use crate::cache::control::{CacheControl, Selection};
 use crate::cache::{self, CacheLayer, CacheMetrics, SharedMetrics};
 use crate::classify::ClassifyLayer;
 use crate::config::Config;
 use crate::config::cache::CacheType;
+use crate::guard::control::GuardControl;
+use crate::guard::{self, GuardLayer, GuardMetrics};
 use crate::resilience::{RetryLayer, RetryMetrics};
 use crate::routing::control::RoutingControl;
 use crate::routing::{RoutingLayer, RoutingMetrics};
+use crate::types::ids::{Tag, TagKind};
+use crate::types::known::IdKind;
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
 use crate::upstream::{Upstream, UpstreamMetrics};
@@ -26,6 +30,9 @@ pub struct Controls {
     /// The cache.
     pub cache: CacheControl,
     shared: Option<cache::Background>,
+    /// The guard, unless it is off.
+    pub guard: Option<GuardControl>,
+    sources: Option<guard::Background>,
     /// The replicas.
     pub routing: RoutingControl,
     upstream: Upstream,
@@ -37,6 +44,9 @@ impl Controls {
     pub fn spawn_background(&mut self, stop: &CancellationToken, tracker: &TaskTracker) {
         if let Some(shared) = self.shared.take() {
             shared.spawn(stop, tracker);
+        }
+        if let Some(sources) = self.sources.take() {
+            sources.spawn(stop, tracker);
         }
         self.routing.spawn_background(&self.upstream, stop, tracker);
         self.upstream.spawn_background(stop.clone(), tracker);
@@ -80,6 +90,19 @@ pub fn build(
             (cache, Some(background))
         }
     };
+    // ClassifiedRequest: what does not exist is answered here
+    let ends = cache.control();
+    let on_gone = Box::new(move |kind| {
+        if matches!(kind, IdKind::AppKey | IdKind::DatasetKey) {
+            let ends = ends.clone();
+            // It looks at every answer in memory.
+            tokio::task::spawn_blocking(move || {
+                ends.purge(&Selection::Tag(Tag::all(TagKind::Access)), false)
+            });
+        }
+    });
+    let metrics = GuardMetrics::register(registry).map_err(metric)?;
+    let (guard, sources) = GuardLayer::new(config.guard.as_ref(), clock, metrics, on_gone)?;
     // FetchRequest: try again what may be tried again
     let retry = RetryLayer::new(clock.clone(), RetryMetrics::register(registry).map_err(metric)?);
     // Attempt: a slot of a healthy replica
@@ -95,9 +118,11 @@ pub fn build(
     let controls = Controls {
         cache: cache.control(),
         shared,
+        guard: guard.control(),
+        sources: Some(sources),
         routing: routing_control,
         upstream: upstream.clone(),
     };
-    let stack = classify.layer(cache.layer(retry.layer(routing.layer(upstream))));
+    let stack = classify.layer(guard.layer(cache.layer(retry.layer(routing.layer(upstream)))));
     Ok((stack, controls))
 }

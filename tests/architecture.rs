@@ -7,7 +7,15 @@
 use std::path::{Path, PathBuf};
 
 /// What a request passes on its way; none of them knows another.
-const STAGES: [&str; 6] = ["wire", "classify", "cache", "resilience", "routing", "upstream"];
+const STAGES: [&str; 7] = [
+    "wire",
+    "classify",
+    "guard",
+    "cache",
+    "resilience",
+    "routing",
+    "upstream",
+];
 /// What every stage may know.
 const LEAVES: [&str; 3] = ["types", "config", "telemetry"];
 /// What puts the parts together.

@@ -328,6 +328,7 @@ fn every_file_of_the_config_folder_is_valid_without_warnings() {
     let mut files: Vec<_> = std::fs::read_dir(root("config"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
         .collect();
     files.sort();
     assert!(files.len() >= 2, "{files:?}");
@@ -346,7 +347,7 @@ fn a_configuration_for_later_versions_is_valid_with_warnings() {
     let sketch = root("tests/fixtures/config-sketch.yaml");
     let ended = dify_edge(&["check", "--config", sketch.to_str().unwrap()]).run();
     assert_eq!((ended.code, ended.stdout.as_str()), (0, "valid\n"));
-    for key in ["guard", "circuit_breaker", "cache.answers"] {
+    for key in ["circuit_breaker", "cache.answers"] {
         assert!(
             ended
                 .stderr

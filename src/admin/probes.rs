@@ -25,11 +25,17 @@ pub(super) fn ready(parts: &AdminParts) -> Answer {
     if let Some(shared) = parts.cache.shared() {
         answer["redis"] = json!({ "used": shared.open, "heard": shared.heard });
     }
+    if let Some(guard) = &parts.guard {
+        answer["guard"] = json!({ "mode": guard.mode(), "kinds": guard.kinds() });
+    }
     answer::json(status, &answer)
 }
 
 pub(super) fn metrics(parts: &AdminParts) -> Answer {
     parts.cache.refresh_gauges();
+    if let Some(guard) = &parts.guard {
+        guard.refresh_gauges();
+    }
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
     match encoder.encode(&parts.registry.gather(), &mut text) {

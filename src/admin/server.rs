@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::auth::Auth;
 use super::routes;
 use crate::cache::control::CacheControl;
+use crate::guard::control::GuardControl;
 use crate::routing::control::RoutingControl;
 
 /// Connections at once; further ones wait.
@@ -29,6 +30,8 @@ pub struct AdminParts {
     pub config: serde_json::Value,
     /// The cache's handle.
     pub cache: CacheControl,
+    /// The guard's handle, unless it is off.
+    pub guard: Option<GuardControl>,
     /// The replicas' handle.
     pub routing: RoutingControl,
     /// Who may write.

@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use http::header::UPGRADE;
 use http::{HeaderMap, Method};
 
-use crate::config::Config;
+use crate::config::{Config, GuardMode};
 use crate::types::failure::{Failure, FailureKind};
 use crate::types::ids::{Batch, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
-use crate::types::request::{Background, CacheClass, Decision, Lane};
+use crate::types::request::{Asks, Background, CacheClass, Decision, Lane};
 
 use super::body_limit::declared_length;
 use super::row::{Limit, Methods, Row, TagRule, Who};
@@ -28,6 +28,8 @@ const DIFY_ROOTS: [&[u8]; 7] = [b"v1", b"api", b"console", b"inner", b"mcp", b"t
 pub struct Classifier {
     upstreams: Upstreams,
     templates: Templates,
+    /// Whether anybody wants to know what a request asks for.
+    guarded: bool,
 }
 
 impl Classifier {
@@ -37,6 +39,10 @@ impl Classifier {
         Ok(Self {
             upstreams: Upstreams::new(config)?,
             templates: Templates::new(dify_routes::all()),
+            guarded: config
+                .guard
+                .as_ref()
+                .is_some_and(|guard| guard.mode != GuardMode::Off),
         })
     }
 
@@ -54,7 +60,13 @@ impl Classifier {
         let methods = Methods::of(method);
         let (target, lookup) = self.look_up(methods, path).ok_or_else(no_route)?;
         let mut decision = match lookup {
-            Lookup::Row(row, id) => known(target, row, id, path, query, method, headers),
+            Lookup::Row(row, id) => {
+                let mut decision = known(target, row, id, path, query, method, headers);
+                if self.guarded {
+                    decision.asks = row.asks.of(path, headers);
+                }
+                decision
+            }
             Lookup::OtherMethod(template) => unknown(target, template, method, path, headers),
             Lookup::Unknown => unknown(target, UNKNOWN, method, path, headers),
         };
@@ -133,6 +145,8 @@ fn known(
         timeouts: target.timeouts(row.profile.limit, declared_length(headers)),
         wants_user: of_user && !method.is_safe(),
         background: background(row, id, path),
+        asks: Asks::new(),
+        learns: row.learns,
     }
 }
 
@@ -214,6 +228,8 @@ fn unknown(
         timeouts: target.timeouts(Limit::Idle, None),
         wants_user: false,
         background: Background::None,
+        asks: Asks::new(),
+        learns: &[],
     }
 }
 

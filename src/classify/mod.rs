@@ -5,10 +5,12 @@
 //! changes (tags), and which limits hold. [`Classifier::decide`] is pure; [`Classify`] puts it before the next
 //! stage, refuses bodies that are too long and looks for the `user` in the small bodies of writes.
 
+mod asks;
 mod body_limit;
 mod body_peek;
 mod decide;
 mod dify_routes;
+mod learns;
 mod preview;
 mod principal;
 mod row;

@@ -7,7 +7,9 @@ use http::Method;
 
 use crate::types::ids::TagKind;
 use crate::types::outcome::RouteClass;
-use crate::types::request::{CacheClass, Lane};
+use crate::types::request::{CacheClass, Lane, Learn};
+
+use super::asks::Wants;
 
 /// One rule of dify-api, or the part of it that some methods share.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub(crate) struct Row {
     pub(crate) begins: &'static [TagRule],
     /// What may be waiting for the batch of documents whose progress the answer tells.
     pub(crate) tells: &'static [TagRule],
+    /// What must exist for the request to succeed: told by the template alone.
+    pub(crate) asks: Wants,
+    /// What a successful answer tells of what exists.
+    pub(crate) learns: &'static [Learn],
 }
 
 /// A set of methods. HEAD is served like GET; OPTIONS is in no set.
@@ -260,12 +266,13 @@ pub(crate) mod ends {
 
 /// Writes a table: per row the methods, the profile, the tags (`fills …`, `ends …`, or `begins …` where work in
 /// the background goes on changing what the request ends; `tells …` of such work), whose the answers are where
-/// it is not what the table's head says (`by …`), and the template.
+/// it is not what the table's head says (`by …`), the template, and the ids that a successful answer has
+/// (`learns …`).
 macro_rules! rows {
     ($who:ident; $(
         $method:ident $(+ $more:ident)* $profile:ident
         $(fills $fills:ident)? $(ends $ends:ident)? $(begins $begins:ident)? $(tells $tells:ident)?
-        $(by $by:ident)? $template:literal;
+        $(by $by:ident)? $template:literal $(learns $learns:ident)?;
     )*) => {
         &[$($crate::classify::row::Row {
             template: $template,
@@ -281,6 +288,8 @@ macro_rules! rows {
             ][0],
             begins: [$($crate::classify::row::ends::$begins,)? $crate::classify::row::ends::NONE][0],
             tells: [$($crate::classify::row::ends::$tells,)? $crate::classify::row::ends::NONE][0],
+            asks: $crate::classify::asks::Wants::of_template($template),
+            learns: [$($crate::classify::learns::$learns,)? $crate::classify::learns::NONE][0],
         }),*]
     };
 }

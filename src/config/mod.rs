@@ -4,6 +4,7 @@
 //! is here keeps its name and meaning.
 
 pub mod cache;
+pub mod guard;
 pub mod listen;
 pub mod load;
 pub mod routes;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::units::Span;
 
 pub use cache::CacheConfig;
+pub use guard::{GuardConfig, GuardMode};
 pub use listen::{AdminConfig, LimitsConfig, ListenConfig, TlsConfig, Token};
 pub use routes::RouteConfig;
 pub use telemetry::{AccessLog, LogConfig, LogFormat};
@@ -43,8 +45,8 @@ pub struct Config {
     pub log: LogConfig,
     /// How long requests and streams in flight may go on after SIGTERM or SIGINT. Default 30s.
     pub drain_timeout: Span,
-    /// Accepted, not active in this version: the Bloom-filter guard.
-    pub guard: Option<serde_json::Value>,
+    /// What does not exist is answered before it reaches dify-api. Default: not done.
+    pub guard: Option<GuardConfig>,
     /// Accepted, not active in this version: the circuit breaker.
     pub circuit_breaker: Option<serde_json::Value>,
 }

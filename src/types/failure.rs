@@ -32,6 +32,8 @@ pub enum FailureKind {
     RequestTimeout,
     /// The peer holds too many connections (429).
     TooManyConnections,
+    /// The client asked for too many things that nobody knows (429).
+    TooManyUnknown,
     /// The client went away before its request was whole; nobody reads the answer (499 in logs).
     ClientGone,
     /// No upstream is configured for the path (404).
@@ -60,7 +62,7 @@ impl FailureKind {
         use FailureKind::*;
         match self {
             Malformed | UnsupportedMethod | UriTooLong | HeadersTooLarge | BodyTooLarge | RequestTimeout
-            | TooManyConnections | ClientGone => Origin::Client,
+            | TooManyConnections | TooManyUnknown | ClientGone => Origin::Client,
             NoRoute | OnlyIfCached | Overloaded | NoReplica | Draining => Origin::Edge,
             ConnectFailed | ConnectTimeout | UpstreamTimeout | UpstreamReset => Origin::Upstream,
         }

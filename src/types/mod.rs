@@ -6,6 +6,7 @@ pub mod body;
 pub mod endpoint;
 pub mod failure;
 pub mod ids;
+pub mod known;
 pub mod outcome;
 pub mod repeat;
 pub mod request;

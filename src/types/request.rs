@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use http::request::Parts;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::body::Body;
 use super::endpoint::{Endpoint, Slot};
 use super::failure::Failure;
 use super::ids::{Batch, Principal, Tag, TagKind, Tags};
+use super::known::{IdKind, KnownId};
 use super::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
 
 /// The connection that a request came on.
@@ -91,6 +93,28 @@ pub enum Background {
     Tells(Batch, Tags),
 }
 
+/// A thing that a request is about, and that Dify has or has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// What sort of thing.
+    pub kind: IdKind,
+    /// Which one.
+    pub id: KnownId,
+}
+
+/// What a request asks for, in the order in which Dify looks.
+pub type Asks = SmallVec<[Asked; 4]>;
+
+/// Where in an answer stands the id of something that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learn {
+    /// A JSON pointer (RFC 6901) in which `*` is every element of a list. In a stream of events it holds for the
+    /// data of each.
+    pub pointer: &'static str,
+    /// What sort of thing has the id.
+    pub kind: IdKind,
+}
+
 /// Everything that is decided about a request before the cache is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
@@ -118,6 +142,11 @@ pub struct Decision {
     pub wants_user: bool,
     /// The work that the answer does not wait for.
     pub background: Background,
+    /// What must exist for the request to succeed, in the order in which Dify looks. It ends before the first that
+    /// the request does not name plainly.
+    pub asks: Asks,
+    /// What a successful answer tells of what exists.
+    pub learns: &'static [Learn],
 }
 
 impl Decision {
@@ -216,7 +245,7 @@ pub struct Attempt {
     /// 0 for the first try.
     pub number: u32,
     /// Replicas (by index in their upstream) that already failed this fetch.
-    pub avoid: smallvec::SmallVec<[usize; 4]>,
+    pub avoid: SmallVec<[usize; 4]>,
 }
 
 /// A fetch without its body; all its attempts share it.

@@ -219,6 +219,7 @@ fn reason(kind: FailureKind) -> &'static str {
         BodyTooLarge => "body_too_large",
         RequestTimeout => "request_timeout",
         TooManyConnections => "too_many_connections",
+        TooManyUnknown => "too_many_unknown",
         ClientGone => "client_gone",
         NoRoute => "no_route",
         OnlyIfCached => "only_if_cached",

@@ -32,6 +32,7 @@ fn answer(kind: FailureKind) -> Answer {
         BodyTooLarge => (413, "request_entity_too_large", "http_request_error", None),
         RequestTimeout => (408, "request_timeout", "http_request_error", None),
         TooManyConnections => (429, "too_many_requests", "http_request_denied", Some(5)),
+        TooManyUnknown => (429, "too_many_requests", "http_request_denied", Some(1)),
         ClientGone => (499, "client_closed_request", "http_request_error", None),
         NoRoute => (404, "not_found", "destination_not_found", None),
         OnlyIfCached => (504, "gateway_timeout", "proxy_internal_response", None),
@@ -123,7 +124,7 @@ mod tests {
     use FailureKind::*;
     use http_body_util::BodyExt;
 
-    const ALL: [(FailureKind, u16); 17] = [
+    const ALL: [(FailureKind, u16); 18] = [
         (Malformed, 400),
         (UnsupportedMethod, 501),
         (UriTooLong, 414),
@@ -131,6 +132,7 @@ mod tests {
         (BodyTooLarge, 413),
         (RequestTimeout, 408),
         (TooManyConnections, 429),
+        (TooManyUnknown, 429),
         (ClientGone, 499),
         (NoRoute, 404),
         (OnlyIfCached, 504),

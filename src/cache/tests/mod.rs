@@ -16,7 +16,8 @@ use crate::config::cache::SetCookie;
 use crate::types::ids::{Principal, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, RouteClass};
 use crate::types::request::{
-    Background, CacheClass, ClassifiedRequest, Client, Decision, FetchRequest, Lane, Timeouts, UpstreamId,
+    Asks, Background, CacheClass, ClassifiedRequest, Client, Decision, FetchRequest, Lane, Timeouts,
+    UpstreamId,
 };
 use crate::types::time::{Clock, ManualTime};
 use crate::types::units::Span;
@@ -171,6 +172,8 @@ fn request(method: Method, path: &str) -> ClassifiedRequest {
             },
             wants_user: false,
             background: Background::None,
+            asks: Asks::new(),
+            learns: &[],
         },
     }
 }

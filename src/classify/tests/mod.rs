@@ -1,5 +1,6 @@
 //! Tests of the decision as a whole: the table against dify-api's rules, the traps, the measured writes.
 
+mod asks;
 mod background;
 mod coverage;
 mod preview;
@@ -11,7 +12,7 @@ mod writes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::Classifier;
-use crate::config::{Config, UpstreamConfig};
+use crate::config::{Config, GuardConfig, UpstreamConfig};
 use crate::types::ids::Tag;
 use crate::types::request::Decision;
 
@@ -20,6 +21,7 @@ const UUID: &str = "86fedc0e-02f5-48d7-b816-2eacbb40ae5a";
 fn config() -> Config {
     Config {
         upstreams: [("api".into(), UpstreamConfig::default())].into(),
+        guard: Some(GuardConfig::default()),
         ..Config::default()
     }
 }

@@ -4,6 +4,7 @@
 //! [`unreadable_files`], which only warns: a file may be there later, on another machine.
 
 mod cache;
+mod guard;
 mod redis_url;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use super::error::Finding;
 use super::secrets;
 use super::tree::Path;
 use crate::config::cache::CacheType;
+use crate::config::guard::{PostgresConfig, SourceConfig};
 use crate::config::{Config, Token, UpstreamConfig};
 use crate::types::units::Span;
 
@@ -34,6 +36,7 @@ impl Config {
         check.routes(self);
         check.limits(self);
         check.cache(self);
+        check.guard(self);
         check.log(self);
         check.span(&key("drain_timeout"), self.drain_timeout, true);
         check.found
@@ -84,6 +87,15 @@ pub(super) fn unreadable_files(config: &Config) -> Vec<Finding> {
         );
         files.extend(redis.ca.iter().map(|file| (at.join("ca"), file)));
     }
+    for (index, source) in config
+        .guard
+        .iter()
+        .flat_map(|guard| guard.sources.iter().enumerate())
+    {
+        if let SourceConfig::Postgres(PostgresConfig { ca: Some(ca), .. }) = source {
+            files.push((key("guard").join("sources").join(index).join("ca"), ca));
+        }
+    }
     for (path, file) in files {
         if let Err(error) = std::fs::File::open(file) {
             check.say(path, format!("cannot read {}: {error}", file.display()));
@@ -112,6 +124,15 @@ impl Check {
         }
         if span.0 > LONGEST {
             self.say(path.clone(), format!("{span} is more than a year"));
+        }
+    }
+
+    fn span_from(&mut self, path: &Path, span: Span, least: Span, most: Span) {
+        if !(least..=most).contains(&span) {
+            self.say(
+                path.clone(),
+                format!("must be from {least} to {most}, and is {span}"),
+            );
         }
     }
 

@@ -169,6 +169,7 @@ fn key_meant(wrong: &str, valid: &[&str], path: &Path) -> String {
             format!("did you mean `{known}`? valid here: {}", valid.join(", "))
         }
         (Some(near), _) => format!("did you mean `{near}`?"),
+        (None, _) if valid.is_empty() => "no other stands here".into(),
         (None, _) => format!("valid here: {}", valid.join(", ")),
     }
 }

@@ -6,6 +6,7 @@ use super::error::Finding;
 use super::tree::Path;
 use crate::config::Config;
 use crate::config::cache::CacheType;
+use crate::config::guard::GuardConfig;
 use crate::config::upstreams::BalancePolicy;
 
 impl Config {
@@ -48,9 +49,6 @@ impl Config {
         if self.cache.answers.is_some() {
             say(cache.join("answers"), "generated answers are not cached");
         }
-        if self.guard.is_some() {
-            say(root.join("guard"), "unknown ids are not filtered");
-        }
         if self.circuit_breaker.is_some() {
             say(
                 root.join("circuit_breaker"),
@@ -61,6 +59,13 @@ impl Config {
             found.push(Finding::new(
                 cache.join("redis").join("url"),
                 "without effect: `cache.type` is `memory`, and only `redis` uses it",
+            ));
+        }
+        let unused = |guard: &&GuardConfig| guard.database_url.is_some() && guard.postgres().is_none();
+        if self.guard.as_ref().filter(unused).is_some() {
+            found.push(Finding::new(
+                root.join("guard").join("database_url"),
+                "without effect: there is no source of `type: postgres`",
             ));
         }
         found

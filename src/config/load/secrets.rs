@@ -95,7 +95,9 @@ mod tests {
             assert_eq!(hidden(written), shown);
         }
         let config = Config {
-            guard: Some(serde_json::json!({"api_token": "t0p", "sources": [{"url": "pg://u:t0p@db"}]})),
+            circuit_breaker: Some(
+                serde_json::json!({"api_token": "t0p", "sources": [{"url": "pg://u:t0p@db"}]}),
+            ),
             ..Config::default()
         };
         let shown = config.redacted().to_string();

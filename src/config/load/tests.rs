@@ -1,5 +1,6 @@
 //! Loading as a whole: what wins, what is refused and how it is said, what is printed.
 
+mod guard;
 mod redis;
 
 use std::time::Duration;
@@ -363,7 +364,6 @@ fn every_key_without_effect_is_named_and_nothing_else() {
             "upstreams.api.balance.policy",
             "upstreams.api.replicas",
             "cache.answers",
-            "guard",
             "circuit_breaker",
             "listen[1].tls.cert",
             "listen[1].tls.key"
@@ -398,7 +398,7 @@ fn what_is_printed_loads_to_the_same_and_says_where_each_value_is_from() {
 #[test]
 fn passwords_are_not_printed() {
     let text = format!(
-        "{ONE_UPSTREAM}cache: {{redis: {{url: 'redis://u:hunter2@h:1/0'}}}}\nguard: {{token: hunter2}}"
+        "{ONE_UPSTREAM}cache: {{redis: {{url: 'redis://u:hunter2@h:1/0'}}}}\ncircuit_breaker: {{token: hunter2}}"
     );
     let printed = load_text(&text).unwrap().print();
     assert!(!printed.contains("hunter2"), "{printed}");
@@ -537,7 +537,7 @@ proptest! {
     #[test]
     fn any_text_in_a_free_section_survives_printing(key in "\\PC{0,12}", text in "(\\PC|[\\t\\n\\r\u{85}\u{2028}\u{feff}\0]){0,24}") {
         let config = Config {
-            guard: Some(json!({ "k": { "x": text.as_str() }, key: [text.as_str(), { "y": text.as_str() }] })),
+            circuit_breaker: Some(json!({ "k": { "x": text.as_str() }, key: [text.as_str(), { "y": text.as_str() }] })),
             ..load_text(ONE_UPSTREAM).unwrap().config
         };
         prop_assume!(config.redacted() == serde_json::to_value(&config).unwrap());

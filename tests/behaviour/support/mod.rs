@@ -8,8 +8,10 @@ pub mod client;
 pub mod edge;
 pub mod fleet;
 pub mod http2;
+pub mod known;
 pub mod metrics;
 pub mod origin;
+pub mod postgres;
 pub mod redis;
 pub mod wire;
 

@@ -117,13 +117,4 @@ impl Check {
             self.span_from(&at.join(name), span, least, most);
         }
     }
-
-    fn span_from(&mut self, path: &Path, span: Span, least: Span, most: Span) {
-        if !(least..=most).contains(&span) {
-            self.say(
-                path.clone(),
-                format!("must be from {least} to {most}, and is {span}"),
-            );
-        }
-    }
 }
