@@ -1,4 +1,4 @@
-//! What the parts of a hit cost, and a miss through the cache stage: `cargo bench --bench hot_path`.
+//! What the parts of a hit cost, a miss through the cache stage, and the guard's questions: `cargo bench --bench hot_path`.
 //!
 //! No sockets, but for the one fill of the whole stack. The benches are not part of the tests; for a watch on the
 //! cost of a hit see `instructions`.
@@ -7,6 +7,7 @@ mod support;
 
 use std::convert::Infallible;
 use std::hint::black_box;
+use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
@@ -14,7 +15,10 @@ use dify_edge::cache::key::Key;
 use dify_edge::cache::{CacheLayer, CacheMetrics};
 use dify_edge::classify::Classifier;
 use dify_edge::config::CacheConfig;
+use dify_edge::guard::bloom::{Filter, Sizing};
+use dify_edge::guard::budget::{ClientBudgets, Payer, Rate};
 use dify_edge::stack;
+use dify_edge::types::known::KnownId;
 use dify_edge::types::request::{ClassifiedRequest, Client, FetchRequest};
 use dify_edge::types::time::Clock;
 use dify_edge::types::units::Span;
@@ -137,5 +141,40 @@ fn whole_stack(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, decisions, cache_stage, whole_stack);
+/// A million ids, in turns, so that the filter's memory is asked everywhere.
+fn guard(criterion: &mut Criterion) {
+    const IDS: u64 = 1_000_000;
+    let id = |number: u64| KnownId::of_text(&number.to_le_bytes());
+    let now = Clock::System.now().monotonic;
+    let filter = Filter::new(Sizing {
+        expected_items: IDS as usize,
+        false_positive_rate: 0.01,
+    });
+    let rebuild = filter.begin_rebuild(0).expect("the first");
+    (0..IDS).for_each(|number| rebuild.insert(id(number)));
+    rebuild.finish(now);
+    let mut group = criterion.benchmark_group("guard");
+    for (name, first) in [("present", 0), ("absent", IDS)] {
+        let ids: Vec<_> = (first..first + (1 << 16)).map(id).collect();
+        let mut ids = ids.iter().cycle();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| ids.next().map(|id| filter.contains(black_box(id))));
+        });
+    }
+    let rate = Rate {
+        tokens: 60,
+        period: Duration::from_secs(60),
+    };
+    let budgets = ClientBudgets::new(rate, 1 << 16, now);
+    let mut number = 0_u32;
+    group.bench_function("budget", |bencher| {
+        bencher.iter(|| {
+            number = number.wrapping_mul(0x9e37_79b1).wrapping_add(1);
+            budgets.take(black_box(Payer::V4((number >> 8).to_be_bytes())), now)
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, decisions, cache_stage, whole_stack, guard);
 criterion_main!(benches);

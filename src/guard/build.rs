@@ -54,7 +54,7 @@ impl GuardLayer {
             return Ok((Self::off(), Background { postgres: None }));
         };
         let sizing = Sizing {
-            expected_items: config.expected_items,
+            expected_items: usize::try_from(config.expected_items).unwrap_or(usize::MAX),
             false_positive_rate: config.false_positive_rate.0,
         };
         let known = Known::new(sizing, config.max_age.0, clock.clone(), on_gone);

@@ -25,6 +25,8 @@ pub struct KindReport {
     pub age_seconds: Option<f64>,
     /// How many are known.
     pub items: u64,
+    /// How many the reading that goes on has found so far; 0 without one.
+    pub loading: u64,
     /// Why the last reading failed, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -38,12 +40,15 @@ impl GuardControl {
 
     /// The kinds of which something is known, or of which a source failed.
     pub fn kinds(&self) -> Vec<KindReport> {
-        let said = |status: &KindStatus| status.armed || status.filter.items > 0 || status.error.is_some();
+        let said = |status: &KindStatus| {
+            status.armed || status.filter.items > 0 || status.loading > 0 || status.error.is_some()
+        };
         let report = |status: KindStatus| KindReport {
             kind: status.kind.as_str(),
             armed: status.armed,
             age_seconds: status.age.map(|age| age.as_secs_f64()),
-            items: status.filter.items,
+            loading: status.loading,
+            items: status.filter.items as u64,
             error: status.error,
         };
         let status = self.shared.known.status();

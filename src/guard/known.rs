@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::bloom::{Filter, FilterStats, Sizing};
+use super::bloom::{Filter, Rebuild, Sizing, Stats};
 use super::known_ids::tables::{Reading, TABLES};
 use super::known_ids::{Sink, SourceError};
 use crate::types::known::{IdKind, KnownId};
@@ -35,6 +35,9 @@ pub struct Known {
 
 struct Kind {
     filter: Filter,
+    /// The reading that goes on, and how many it has found.
+    rebuild: Mutex<Option<Rebuild>>,
+    loading: AtomicU64,
     exact: Option<Exact>,
     /// Until when everything is known, milliseconds since `epoch`; 0 while it is not.
     as_of: AtomicU64,
@@ -58,8 +61,10 @@ pub struct KindStatus {
     pub age: Option<Duration>,
     /// What could not be read, if the last attempt failed.
     pub error: Option<String>,
+    /// What the reading that goes on has found so far.
+    pub loading: u64,
     /// Its filter.
-    pub filter: FilterStats,
+    pub filter: Stats,
 }
 
 impl std::fmt::Debug for Known {
@@ -81,6 +86,8 @@ impl Known {
         };
         let kinds = IdKind::ALL.iter().map(|kind| Kind {
             filter: Filter::new(sizing),
+            rebuild: Mutex::default(),
+            loading: AtomicU64::new(0),
             exact: whole(*kind),
             as_of: AtomicU64::new(0),
             error: Mutex::default(),
@@ -103,7 +110,7 @@ impl Known {
         let kind = self.kind(kind);
         match &kind.exact {
             Some(exact) if kind.as_of.load(Ordering::Relaxed) != 0 => exact.ids.load().contains(id),
-            _ => kind.filter.has(id),
+            _ => kind.filter.contains(id),
         }
     }
 
@@ -127,7 +134,8 @@ impl Known {
             armed: self.is_armed(*kind, now),
             age: self.age(*kind, now),
             error: self.kind(*kind).error.lock().clone(),
-            filter: self.kind(*kind).filter.stats(),
+            loading: self.kind(*kind).loading.load(Ordering::Relaxed),
+            filter: self.kind(*kind).filter.stats(now),
         };
         IdKind::ALL.iter().map(status).collect()
     }
@@ -143,7 +151,14 @@ impl Known {
 impl Sink for Known {
     fn begin(&self, kind: IdKind, expected: u64) {
         let kind = self.kind(kind);
-        kind.filter.begin_rebuild(expected);
+        let mut rebuild = kind.rebuild.lock();
+        // One that goes on is given up first: there is one at a time.
+        *rebuild = None;
+        *rebuild = kind
+            .filter
+            .begin_rebuild(usize::try_from(expected).unwrap_or(usize::MAX));
+        drop(rebuild);
+        kind.loading.store(0, Ordering::Relaxed);
         if let Some(exact) = &kind.exact {
             *exact.reading.lock() = Some(Ids::default());
         }
@@ -151,7 +166,10 @@ impl Sink for Known {
 
     fn page(&self, kind: IdKind, ids: &[KnownId]) {
         let kind = self.kind(kind);
-        kind.filter.add_to_rebuild(ids);
+        if let Some(rebuild) = &*kind.rebuild.lock() {
+            ids.iter().for_each(|id| rebuild.insert(*id));
+        }
+        kind.loading.fetch_add(ids.len() as u64, Ordering::Relaxed);
         if let Some(exact) = &kind.exact
             && let Some(reading) = &mut *exact.reading.lock()
         {
@@ -161,7 +179,10 @@ impl Sink for Known {
 
     fn complete(&self, kind: IdKind, as_of: Now) {
         let entry = self.kind(kind);
-        entry.filter.finish_rebuild();
+        if let Some(rebuild) = entry.rebuild.lock().take() {
+            rebuild.finish(as_of.monotonic);
+        }
+        entry.loading.store(0, Ordering::Relaxed);
         if let Some(exact) = &entry.exact {
             let mut reading = exact.reading.lock();
             if let Some(ids) = reading.take() {
@@ -173,7 +194,7 @@ impl Sink for Known {
 
     fn add(&self, kind: IdKind, ids: &[KnownId]) {
         let kind = self.kind(kind);
-        kind.filter.add(ids);
+        ids.iter().for_each(|id| kind.filter.insert(*id));
         if let Some(exact) = &kind.exact {
             let mut reading = exact.reading.lock();
             if let Some(reading) = &mut *reading {
@@ -206,7 +227,8 @@ impl Sink for Known {
 
     fn failed(&self, kind: IdKind, error: &SourceError) {
         let entry = self.kind(kind);
-        entry.filter.abandon_rebuild();
+        *entry.rebuild.lock() = None;
+        entry.loading.store(0, Ordering::Relaxed);
         if let Some(exact) = &entry.exact {
             *exact.reading.lock() = None;
         }

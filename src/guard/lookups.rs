@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::budget::Bucket;
+use super::budget::{Budget, Rate};
 use super::known_ids::{Lookup, SourceError};
 use crate::types::known::{IdKind, KnownId};
 use crate::types::time::Clock;
@@ -28,7 +28,7 @@ pub(super) struct Lookups {
     source: Arc<dyn Lookup>,
     clock: Clock,
     /// How many ids may be looked up.
-    budget: Mutex<Bucket>,
+    budget: Budget,
     waiting: Mutex<Waiting>,
 }
 
@@ -60,9 +60,13 @@ impl Lookups {
     /// At most `per_second` ids a second are looked up in `source`.
     pub(super) fn new(source: Arc<dyn Lookup>, per_second: u32, clock: Clock) -> Arc<Self> {
         let now = clock.now().monotonic;
+        let rate = Rate {
+            tokens: per_second,
+            period: Duration::from_secs(1),
+        };
         Arc::new(Self {
             source,
-            budget: Mutex::new(Bucket::new(per_second, Duration::from_secs(1), now)),
+            budget: Budget::new(rate, now),
             clock,
             waiting: Mutex::default(),
         })
@@ -92,7 +96,7 @@ impl Lookups {
         match waiting.ids.get_mut(&(kind, id)) {
             Some(others) if others.len() >= MOST_WAITING => return None,
             Some(others) => others.push(to),
-            None if !self.budget.lock().take(self.clock.now().monotonic) => return None,
+            None if self.budget.take(self.clock.now().monotonic).is_err() => return None,
             None => drop(waiting.ids.insert((kind, id), vec![to])),
         }
         if !std::mem::replace(&mut waiting.has_worker, true) {

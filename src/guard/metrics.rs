@@ -25,6 +25,7 @@ pub struct GuardMetrics {
     pub(super) learned: IntCounter,
     armed: IntGaugeVec,
     items: IntGaugeVec,
+    loading: IntGaugeVec,
     bytes: IntGaugeVec,
     rate: GaugeVec,
     age: GaugeVec,
@@ -107,6 +108,10 @@ impl GuardMetrics {
                 "Whether all that exists of a kind is known",
             )?,
             items: gauges("dify_edge_guard_items", "Things that are known")?,
+            loading: gauges(
+                "dify_edge_guard_loading_items",
+                "Things that the reading of all that exists has found so far; 0 when none goes on",
+            )?,
             bytes: gauges("dify_edge_guard_filter_bytes", "Memory of the filters")?,
             rate: floats(
                 "dify_edge_guard_false_positive_rate",
@@ -139,7 +144,8 @@ impl GuardMetrics {
                 .set(status.filter.bytes as i64);
             self.rate
                 .with_label_values(label)
-                .set(status.filter.false_positive_rate);
+                .set(status.filter.estimated_false_positive_rate);
+            self.loading.with_label_values(label).set(status.loading as i64);
             if let Some(age) = status.age {
                 self.age.with_label_values(label).set(age.as_secs_f64());
             }

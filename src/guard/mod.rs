@@ -6,7 +6,7 @@
 //! all is known.
 
 pub mod bloom;
-mod budget;
+pub mod budget;
 mod build;
 pub mod control;
 pub mod known;

@@ -152,12 +152,16 @@ where
                 verdict.refused = refused;
             }
         }
-        if enforces && !verdict.unsure.is_empty() && !shared.may_ask(&request) {
+        if enforces
+            && !verdict.unsure.is_empty()
+            && let Err(later) = shared.may_ask(&request)
+        {
             shared.metrics.throttled.inc();
             let mut failure = Failure::new(
                 FailureKind::TooManyUnknown,
                 "too many requests for things that nobody knows (guard.unknown_per_minute)",
             );
+            failure.retry_after = Some(later.seconds());
             failure.outcome = Some(request.decision.outcome());
             return Err(failure);
         }

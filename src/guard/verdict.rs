@@ -10,7 +10,7 @@ use moka::sync::Cache;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::budget::{Asker, Budgets};
+use super::budget::{ClientBudgets, Payer, Rate, RetryAfter};
 use super::known::Known;
 use super::known_ids::Sink as _;
 use super::lookups::{Looked, Lookups};
@@ -29,6 +29,8 @@ use crate::types::time::Clock;
 const ADMITTED: Duration = Duration::from_secs(60);
 /// The most principals and routes of which that is remembered.
 const MOST_ADMITTED: u64 = 100_000;
+/// Clients whose unknown things are counted apart.
+const MOST_CLIENTS: usize = 1 << 16;
 /// For how long the fields that all of Dify's answers carry are believed.
 const STAMPED: Duration = Duration::from_secs(60);
 
@@ -37,7 +39,7 @@ pub(super) struct Shared {
     pub(super) mode: GuardMode,
     pub(super) known: Arc<Known>,
     pub(super) lookups: Option<Arc<Lookups>>,
-    pub(super) budgets: Budgets,
+    budgets: ClientBudgets,
     pub(super) not_found: NotFound,
     admitted: Cache<(Option<Principal>, &'static str), Instant, ahash::RandomState>,
     stamp: ArcSwapOption<(Stamp, Instant)>,
@@ -92,11 +94,15 @@ impl Shared {
         clock: Clock,
         metrics: GuardMetrics,
     ) -> Self {
+        let rate = Rate {
+            tokens: limits.unknown_per_minute,
+            period: Duration::from_secs(60),
+        };
         Self {
             mode,
             known,
             lookups,
-            budgets: Budgets::new(limits.unknown_per_minute),
+            budgets: ClientBudgets::new(rate, MOST_CLIENTS, clock.now().monotonic),
             not_found: NotFound::new(limits.not_found),
             admitted: Cache::builder()
                 .max_capacity(MOST_ADMITTED)
@@ -184,18 +190,16 @@ impl Shared {
         }
     }
 
-    /// Whether a client may ask for something more that nobody knows.
-    pub(super) fn may_ask(&self, request: &ClassifiedRequest) -> bool {
+    /// Takes one of the things that nobody knows from what the client may ask for.
+    pub(super) fn may_ask(&self, request: &ClassifiedRequest) -> Result<(), RetryAfter> {
         // Whoever sends random keys is another principal each time.
         let keyed = request.decision.asks.iter().any(|asked| {
             matches!(asked.kind, IdKind::AppKey | IdKind::DatasetKey)
                 && !self.known.has(asked.kind, &asked.id)
         });
-        let asker = match request.decision.principal {
-            Some(principal) if !keyed && principal != Principal::PUBLIC => Asker::Principal(principal),
-            _ => Asker::at(request.client.ip()),
-        };
-        self.budgets.take(asker, self.clock.now().monotonic)
+        let principal = request.decision.principal.filter(|_| !keyed);
+        let payer = Payer::of(principal, request.client.ip());
+        self.budgets.take(payer, self.clock.now().monotonic)
     }
 
     /// What the answer to a request that went on tells.

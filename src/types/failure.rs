@@ -80,6 +80,8 @@ pub struct Failure {
     /// Whether bytes of the request may have reached an upstream: then a write must not be sent again,
     /// and may take effect although no answer came.
     pub sent: bool,
+    /// Seconds after which trying again makes sense, where that is known better than from `kind`.
+    pub retry_after: Option<u16>,
     /// What was known about the request when it failed; for metrics and the access log.
     pub outcome: Option<Outcome>,
 }
@@ -91,6 +93,7 @@ impl Failure {
             kind,
             detail: detail.into(),
             sent: false,
+            retry_after: None,
             outcome: None,
         }
     }

@@ -70,7 +70,7 @@ pub fn failure_response(failure: &Failure) -> Response<Body> {
     if let Ok(value) = HeaderValue::try_from(cache_status(failure, answer.code)) {
         headers.insert(CACHE_STATUS, value);
     }
-    if let Some(seconds) = answer.retry_after {
+    if let Some(seconds) = failure.retry_after.or(answer.retry_after) {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
