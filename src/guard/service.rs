@@ -14,7 +14,7 @@ use tower::{Layer, Service, ServiceExt as _};
 
 use super::control::GuardControl;
 use super::scan::Scanner;
-use super::verdict::{Sent, Shared, Verdict};
+use super::verdict::{Sent, Shared, Verdict, is_fresh};
 use crate::config::GuardMode;
 use crate::types::request::{ClassifiedRequest, Learn};
 use crate::types::{Body, Failure, FailureKind};
@@ -179,12 +179,13 @@ where
     })
 }
 
-/// Whether an answer can tell of ids.
+/// Whether an answer can tell of ids. One that was stored was read when it came.
 fn can_be_read(answer: &Response<Body>) -> bool {
     let fields = answer.headers();
     let plain = !fields.contains_key(CONTENT_ENCODING);
     let kind = fields.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
     answer.status().is_success()
+        && is_fresh(answer)
         && plain
         && (kind.starts_with(b"application/json") || kind.starts_with(b"text/event-stream"))
 }

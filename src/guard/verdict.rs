@@ -71,7 +71,7 @@ pub(super) struct Limits {
 pub(super) struct Verdict {
     /// What Dify would answer, if that is sure.
     pub(super) refused: Option<Refused>,
-    /// What it asks for and nobody knows.
+    /// What it asks for and nobody knows, or what is missing without Dify's words for it.
     pub(super) unsure: Asks,
 }
 
@@ -146,6 +146,12 @@ impl Shared {
                 length,
             })
         });
+        if refused.is_none() {
+            // What Dify has to say is not known, and then it costs Dify as much as what nobody knows.
+            let missing = decision.asks.iter().zip(&presences);
+            let missing = missing.filter(|(_, presence)| **presence == Presence::Missing);
+            unsure.extend(missing.map(|(asked, _)| *asked));
+        }
         match &refused {
             Some(_) => self.metrics.missing.inc(),
             None if unsure.is_empty() => self.metrics.known.inc(),
@@ -192,12 +198,12 @@ impl Shared {
 
     /// Takes one of the things that nobody knows from what the client may ask for.
     pub(super) fn may_ask(&self, request: &ClassifiedRequest) -> Result<(), RetryAfter> {
-        // Whoever sends random keys is another principal each time.
-        let keyed = request.decision.asks.iter().any(|asked| {
+        // Whoever makes up credentials is another principal each time.
+        let has_key = request.decision.asks.iter().any(|asked| {
             matches!(asked.kind, IdKind::AppKey | IdKind::DatasetKey)
-                && !self.known.has(asked.kind, &asked.id)
+                && self.known.has(asked.kind, &asked.id)
         });
-        let principal = request.decision.principal.filter(|_| !keyed);
+        let principal = request.decision.principal.filter(|_| has_key);
         let payer = Payer::of(principal, request.client.ip());
         self.budgets.take(payer, self.clock.now().monotonic)
     }
@@ -267,14 +273,7 @@ impl Shared {
     /// Looks at fresh answers of the service API now and then.
     fn take_stamp(&self, sent: &Sent, answer: &Response<Body>, now: Instant) {
         let Some(fields) = &sent.fields else { return };
-        let outcome = answer.extensions().get::<Outcome>();
-        let is_fresh = outcome.is_some_and(|outcome| {
-            matches!(
-                outcome.cache,
-                CacheOutcome::Stored | CacheOutcome::Miss | CacheOutcome::Bypass
-            )
-        });
-        if let (true, Some(stamp)) = (is_fresh, Stamp::of(fields, answer.headers())) {
+        if let (true, Some(stamp)) = (is_fresh(answer), Stamp::of(fields, answer.headers())) {
             self.stamp.store(Some(Arc::new((stamp, now))));
         }
     }
@@ -346,6 +345,17 @@ impl Verdict {
             unsure: Asks::new(),
         }
     }
+}
+
+/// Whether Dify itself has just given this answer.
+pub(super) fn is_fresh(answer: &Response<Body>) -> bool {
+    let outcome = answer.extensions().get::<Outcome>();
+    outcome.is_some_and(|outcome| {
+        matches!(
+            outcome.cache,
+            CacheOutcome::Stored | CacheOutcome::Miss | CacheOutcome::Bypass
+        )
+    })
 }
 
 fn length_of(fields: &HeaderMap) -> Option<u64> {

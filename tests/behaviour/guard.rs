@@ -135,13 +135,19 @@ async fn counted(edge: &Running, name: &str) -> f64 {
 
 /// A database with both keys and one data set, an origin with the same, and the proxy between.
 async fn all(mode: GuardMode) -> (Postgres, Dify, Origin, Running) {
+    all_with(|guard| guard.mode = mode).await
+}
+
+async fn all_with(change: impl FnOnce(&mut GuardConfig)) -> (Postgres, Dify, Origin, Running) {
     let server = Postgres::start().await;
     insert_key(&server, KEY).await;
     insert_key(&server, DATASETS).await;
     insert(&server, "datasets", 1, "1 hour").await;
     let dify = Dify::with(&[KEY, DATASETS, &uuid(1).0]);
     let origin = dify.start().await;
-    let edge = guarded(&origin, guard(mode, Some(server.owner_url()))).await;
+    let mut settings = guard(GuardMode::Enforce, Some(server.owner_url()));
+    change(&mut settings);
+    let edge = guarded(&origin, settings).await;
     for kind in ["app_key", "dataset_key", "dataset"] {
         armed(&edge, kind).await;
     }
@@ -298,6 +304,22 @@ async fn without_a_database_nothing_is_refused_but_who_guesses_is_slowed_down_al
     assert_eq!((again.status, origin.counts().requests), (404, before));
     // Others feel nothing.
     assert_eq!(read(&edge, KEY, "/v1/parameters").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_missing_without_known_words_passes_within_the_clients_budget() {
+    let (_server, _dify, origin, edge) = all_with(|guard| guard.unknown_per_minute = 3).await;
+    armed(&edge, "message").await;
+    let before = origin.counts().requests;
+    let mut statuses = Vec::new();
+    for number in 0..5 {
+        let target = format!("/v1/messages/{}/suggested?user=ann", uuid(100 + number).0);
+        statuses.push(read(&edge, KEY, &target).await.status);
+    }
+    // One more may have come back meanwhile.
+    assert_eq!((statuses[0], statuses[4]), (200, 429), "{statuses:?}");
+    let passed = statuses.iter().filter(|status| **status == 200).count();
+    assert_eq!(origin.counts().requests - before, passed);
 }
 
 #[tokio::test]
