@@ -126,7 +126,8 @@ impl Path {
             },
             upstream: UpstreamId(0),
             class: RouteClass::Passthrough,
-            lane: Lane::Interactive,
+            lane: Lane::Short,
+            principal: None,
             timeouts: Timeouts {
                 total: None,
                 idle: None,
@@ -187,5 +188,5 @@ async fn no_request_fails_and_no_write_arrives_twice_though_one_replica_is_dead_
     let healthy: Vec<_> = status.replicas.iter().map(|replica| replica.healthy).collect();
     assert_eq!(healthy, [false, true, true]);
     assert!(status.replicas.iter().all(|replica| replica.in_flight == 0));
-    assert!(status.longest_queue > 0);
+    assert!(status.lanes[0].longest_queue > 0);
 }

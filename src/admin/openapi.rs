@@ -106,8 +106,7 @@ mod tests {
             "UpstreamStatus",
             UpstreamStatus {
                 name: String::new(),
-                queue: 0,
-                longest_queue: 0,
+                lanes: Vec::new(),
                 replicas: Vec::new(),
             },
         );

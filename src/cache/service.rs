@@ -28,7 +28,7 @@ use crate::config::CacheConfig;
 use crate::types::ids::Principal;
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
 use crate::types::repeat::Repeatable;
-use crate::types::request::{ClassifiedRequest, FetchHead, FetchRequest};
+use crate::types::request::{ClassifiedRequest, FetchHead, FetchRequest, Lane};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -454,6 +454,8 @@ where
             client: request.client,
             decision: request.decision.clone(),
         };
+        let mut copy = copy;
+        copy.decision.lane = Lane::Background;
         let miss = miss(&copy, key, Forward::Stale, outcome(&copy), None);
         let fetch = self.fetch(copy);
         let entry = entry.clone();
@@ -488,6 +490,7 @@ where
             upstream: request.decision.upstream,
             class: request.decision.class,
             lane: request.decision.lane,
+            principal: request.decision.principal,
             timeouts: request.decision.timeouts,
             deadline: request.decision.timeouts.total.map(|total| now + total),
         };

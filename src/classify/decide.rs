@@ -224,7 +224,7 @@ fn unknown(
         principal: principal::principal(Who::Unknown, headers),
         fills: Tags::new(),
         invalidates,
-        lane: Lane::Interactive,
+        lane: Lane::Short,
         timeouts: target.timeouts(Limit::Idle, None),
         wants_user: false,
         background: Background::None,

@@ -141,37 +141,37 @@ pub(crate) mod profile {
     use {CacheClass as C, Lane as L, Limit as T, RouteClass as R};
 
     /// A small fact, kept.
-    pub(crate) const META: Profile = of(R::Metadata, C::Metadata, L::Interactive, T::Short);
+    pub(crate) const META: Profile = of(R::Metadata, C::Metadata, L::Short, T::Short);
     /// A list or detail, kept shortly.
-    pub(crate) const LIST: Profile = of(R::Listing, C::Listing, L::Interactive, T::Short);
+    pub(crate) const LIST: Profile = of(R::Listing, C::Listing, L::Short, T::Short);
     /// A workflow run, kept once it has ended.
-    pub(crate) const RUN: Profile = of(R::Listing, C::Run, L::Interactive, T::Short);
+    pub(crate) const RUN: Profile = of(R::Listing, C::Run, L::Short, T::Short);
     /// A read that is not kept; some (exports, statistics, estimates) take long.
-    pub(crate) const DETAIL: Profile = of(R::Listing, C::Never, L::Interactive, T::Write);
+    pub(crate) const DETAIL: Profile = of(R::Listing, C::Never, L::Short, T::Write);
     /// A small file that everybody may have, kept as long as the origin says.
-    pub(crate) const ASSET: Profile = of(R::File, C::Origin, L::Interactive, T::Write);
+    pub(crate) const ASSET: Profile = of(R::File, C::Origin, L::Short, T::Write);
     /// A file that is kept as long as the origin says.
-    pub(crate) const STORED_FILE: Profile = of(R::File, C::Origin, L::Bulk, T::Idle);
+    pub(crate) const STORED_FILE: Profile = of(R::File, C::Origin, L::Upload, T::Idle);
     /// A file that is not kept.
-    pub(crate) const FILE: Profile = of(R::File, C::Never, L::Bulk, T::Idle);
+    pub(crate) const FILE: Profile = of(R::File, C::Never, L::Upload, T::Idle);
     /// A model or workflow at work.
     pub(crate) const GENERATE: Profile = of(R::Generation, C::Never, L::Generation, T::Idle);
     /// A file, or a whole document as text, on its way in.
-    pub(crate) const UPLOAD: Profile = of(R::Upload, C::Never, L::Bulk, T::BySize);
+    pub(crate) const UPLOAD: Profile = of(R::Upload, C::Never, L::Upload, T::BySize);
     /// A change of state.
-    pub(crate) const WRITE: Profile = of(R::Write, C::Never, L::Interactive, T::Write);
+    pub(crate) const WRITE: Profile = of(R::Write, C::Never, L::Short, T::Write);
     /// A change of state during which Dify waits for somebody else: a provider, a market place.
-    pub(crate) const SLOW_WRITE: Profile = of(R::Write, C::Never, L::Interactive, T::Idle);
+    pub(crate) const SLOW_WRITE: Profile = of(R::Write, C::Never, L::Short, T::Idle);
     /// Log-in and tokens; providers of identities may be asked.
-    pub(crate) const AUTH: Profile = of(R::Auth, C::Never, L::Interactive, T::Write);
+    pub(crate) const AUTH: Profile = of(R::Auth, C::Never, L::Short, T::Write);
     /// A question about log-in that Dify answers alone.
-    pub(crate) const AUTH_READ: Profile = of(R::Auth, C::Never, L::Interactive, T::Short);
+    pub(crate) const AUTH_READ: Profile = of(R::Auth, C::Never, L::Short, T::Short);
     /// The progress of work.
-    pub(crate) const TASK: Profile = of(R::TaskStatus, C::Never, L::Interactive, T::Short);
+    pub(crate) const TASK: Profile = of(R::TaskStatus, C::Never, L::Short, T::Short);
     /// Probes and diagnostics.
-    pub(crate) const HEALTH: Profile = of(R::Health, C::Never, L::Interactive, T::Short);
+    pub(crate) const HEALTH: Profile = of(R::Health, C::Never, L::Short, T::Short);
     /// What is behind the rule is not known.
-    pub(crate) const PASS: Profile = of(R::Passthrough, C::Never, L::Interactive, T::Idle);
+    pub(crate) const PASS: Profile = of(R::Passthrough, C::Never, L::Short, T::Idle);
 }
 
 /// Named sets of tags that answers carry.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::request::Lane;
 use crate::types::units::{Ratio, Span};
 
 /// Upstreams by name.
@@ -23,6 +24,8 @@ pub struct UpstreamConfig {
     pub timeouts: TimeoutsConfig,
     /// Active probe.
     pub health_check: HealthCheckConfig,
+    /// How the requests that a replica can have in flight are shared out.
+    pub lanes: LanesConfig,
     /// Which replica is taken.
     pub balance: BalanceConfig,
     /// Accepted, not active in this version: replicas found by name.
@@ -53,7 +56,8 @@ pub struct ConnectionsConfig {
     pub pool_share: Ratio,
     /// An idle connection is closed after this. Default 300s.
     pub idle_timeout: Span,
-    /// Requests that may wait for a connection of the upstream; a further one gets 503. Default 1024.
+    /// Requests that may wait for a connection of the upstream, in each lane; when there are more, one of who has most
+    /// of them gets 503. Default 1024.
     pub queue: usize,
 }
 
@@ -73,6 +77,57 @@ impl ConnectionsConfig {
     pub fn usable(&self) -> usize {
         ((self.limit as f64 * self.pool_share.0) as usize).max(1)
     }
+}
+
+/// How the requests that a replica can have in flight are shared out among sorts of requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LanesConfig {
+    /// Requests that a person waits for. Default: a share of 30%, no limit.
+    pub short: LaneConfig,
+    /// Generations and other long streams. Default: a share of 40%, at most 70%.
+    pub generation: LaneConfig,
+    /// Uploads and downloads of files. Default: a share of 20%, at most 50%.
+    pub upload: LaneConfig,
+    /// What is fetched anew while the old answer is served. Default: a share of 10%, at most 30%.
+    pub background: LaneConfig,
+}
+
+impl Default for LanesConfig {
+    fn default() -> Self {
+        let lane = |share, limit| LaneConfig {
+            share: Ratio(share),
+            limit: Ratio(limit),
+        };
+        Self {
+            short: lane(0.3, 1.0),
+            generation: lane(0.4, 0.7),
+            upload: lane(0.2, 0.5),
+            background: lane(0.1, 0.3),
+        }
+    }
+}
+
+impl LanesConfig {
+    /// The settings of `lane`.
+    pub fn of(&self, lane: Lane) -> LaneConfig {
+        match lane {
+            Lane::Short => self.short,
+            Lane::Generation => self.generation,
+            Lane::Upload => self.upload,
+            Lane::Background => self.background,
+        }
+    }
+}
+
+/// One sort of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaneConfig {
+    /// When several lanes wait, the one that has the least of its share is served first.
+    pub share: Ratio,
+    /// The most that it has of a replica, at least one request.
+    pub limit: Ratio,
 }
 
 /// Time limits.

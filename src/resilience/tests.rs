@@ -28,7 +28,8 @@ fn fetch(method: Method, body: Body, total: Option<Duration>) -> FetchRequest {
         },
         upstream: UpstreamId(0),
         class: RouteClass::Listing,
-        lane: Lane::Interactive,
+        lane: Lane::Short,
+        principal: None,
         timeouts: Timeouts { total, idle: None },
         deadline: total.map(|total| Clock::System.now().monotonic + total),
     };

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::pool::Pool;
+use super::pool::{LaneLoad, Pool};
 use super::probe;
 use crate::config::upstreams::HealthCheckConfig;
 use crate::types::request::Dispatch;
@@ -31,12 +31,25 @@ pub struct RoutingControl {
 pub struct UpstreamStatus {
     /// Its name in the configuration.
     pub name: String,
+    /// What waits for a slot, and what has one, by sort of request.
+    pub lanes: Vec<LaneStatus>,
+    /// Its replicas, standby replicas last.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// One lane of an upstream at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LaneStatus {
+    /// Its name in the configuration.
+    pub lane: &'static str,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Requests that may be in flight at one replica.
+    pub slots: usize,
     /// Requests that wait for a slot.
     pub queue: usize,
     /// The most that ever waited at once since the start.
     pub longest_queue: usize,
-    /// Its replicas, standby replicas last.
-    pub replicas: Vec<ReplicaStatus>,
 }
 
 /// One replica at one moment.
@@ -90,7 +103,7 @@ impl RoutingControl {
 }
 
 fn status(pool: &Pool) -> UpstreamStatus {
-    let (in_flight, queue, longest_queue) = pool.load();
+    let (in_flight, lanes) = pool.load();
     let replicas = pool
         .replicas
         .iter()
@@ -106,8 +119,17 @@ fn status(pool: &Pool) -> UpstreamStatus {
         });
     UpstreamStatus {
         name: pool.name.clone(),
-        queue,
-        longest_queue,
+        lanes: lanes.into_iter().map(lane_status).collect(),
         replicas: replicas.collect(),
+    }
+}
+
+fn lane_status(load: LaneLoad) -> LaneStatus {
+    LaneStatus {
+        lane: load.lane.as_str(),
+        in_flight: load.in_flight,
+        slots: load.slots,
+        queue: load.queue,
+        longest_queue: load.longest_queue,
     }
 }

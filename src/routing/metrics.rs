@@ -2,9 +2,12 @@
 //!
 //! Handles are resolved when the replicas are set up. Connections are counted by the stage that owns them.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::types::FailureKind;
+use crate::types::request::Lane;
 
 /// Metrics of replicas and queues.
 #[derive(Debug, Clone)]
@@ -12,7 +15,17 @@ pub struct RoutingMetrics {
     in_flight: IntGaugeVec,
     healthy: IntGaugeVec,
     queue: IntGaugeVec,
+    wait: HistogramVec,
+    shed: IntCounterVec,
     dispatches: IntCounterVec,
+}
+
+/// Handles for one lane of an upstream.
+#[derive(Debug)]
+pub(super) struct LaneMetrics {
+    pub(super) queue: IntGauge,
+    pub(super) wait: Histogram,
+    pub(super) shed: IntCounter,
 }
 
 /// Handles for one replica.
@@ -22,6 +35,9 @@ pub(super) struct ReplicaMetrics {
     pub(super) healthy: IntGauge,
     dispatches: [IntCounter; RESULTS.len()],
 }
+
+/// Bounds of waits, seconds; those who did not wait are in the first.
+const WAITS: [f64; 9] = [0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0];
 
 /// The closed list of how a dispatch ends.
 const RESULTS: [&str; 7] = [
@@ -54,6 +70,19 @@ impl RoutingMetrics {
             &["upstream", "replica", "result"],
         )?;
         registry.register(Box::new(dispatches.clone()))?;
+        let lane = ["upstream", "lane"];
+        let wait = HistogramOpts::new(
+            "dify_edge_upstream_queue_wait_seconds",
+            "For how long requests waited for a slot of an upstream.",
+        );
+        let wait = HistogramVec::new(wait.buckets(WAITS.to_vec()), &lane)?;
+        registry.register(Box::new(wait.clone()))?;
+        let shed = Opts::new(
+            "dify_edge_upstream_shed_total",
+            "Requests that got 503 because too many of their lane waited.",
+        );
+        let shed = IntCounterVec::new(shed, &lane)?;
+        registry.register(Box::new(shed.clone()))?;
         Ok(Self {
             in_flight: gauge(
                 "dify_edge_upstream_in_flight",
@@ -68,8 +97,10 @@ impl RoutingMetrics {
             queue: gauge(
                 "dify_edge_upstream_queue_length",
                 "Requests that wait for a slot of an upstream.",
-                &["upstream"],
+                &lane,
             )?,
+            wait,
+            shed,
             dispatches,
         })
     }
@@ -84,8 +115,15 @@ impl RoutingMetrics {
         }
     }
 
-    pub(super) fn queue(&self, upstream: &str) -> IntGauge {
-        self.queue.with_label_values(&[upstream])
+    pub(super) fn lanes(&self, upstream: &str) -> [LaneMetrics; Lane::ALL.len()] {
+        Lane::ALL.map(|lane| {
+            let labels = &[upstream, lane.as_str()];
+            LaneMetrics {
+                queue: self.queue.with_label_values(labels),
+                wait: self.wait.with_label_values(labels),
+                shed: self.shed.with_label_values(labels),
+            }
+        })
     }
 }
 

@@ -1,12 +1,13 @@
 //! Stage `routing`: chooses the replica for an attempt and waits for a slot of it.
 //!
-//! `pool` counts slots and holds the queue, `balance` chooses, `health` judges (fed by `probe` and by what
+//! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by `probe` and by what
 //! requests meet), `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
 //! next stage's.
 
 mod balance;
 pub mod control;
 mod health;
+mod lanes;
 mod metrics;
 mod pool;
 mod probe;

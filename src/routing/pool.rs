@@ -1,24 +1,30 @@
 //! The replicas of one upstream, their slots, and the queue of those who wait for one.
 //!
-//! A slot that becomes free is handed to the first in line who can use it; nobody overtakes. The queue is
-//! bounded, and so is the wait.
+//! A slot that becomes free is handed to the lane that has the least of its share, and there to the next in line who
+//! can use it (`lanes`). No lane has more of a replica than its limit, so that long streams leave slots for pages. The
+//! queues are bounded, and so is the wait.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use prometheus::IntGauge;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::balance::{Balance, Candidate};
 use super::health::Event;
+use super::lanes::{Lanes, Ticket};
+use super::metrics::LaneMetrics;
 use super::replica::Replica;
+use crate::config::upstreams::LanesConfig;
+use crate::types::request::{FetchHead, Lane};
+use crate::types::time::Clock;
 use crate::types::{Failure, FailureKind};
 
 /// The replicas to leave out because they failed this fetch already.
 pub(super) type Avoid = SmallVec<[usize; 4]>;
+
+const LANES: usize = Lane::ALL.len();
 
 /// The replicas of one upstream.
 pub(super) struct Pool {
@@ -27,37 +33,51 @@ pub(super) struct Pool {
     pub(super) replicas: Vec<Replica>,
     /// Requests that one replica may have in flight.
     pub(super) slots: usize,
-    queue_limit: usize,
-    queue_metric: IntGauge,
+    /// Of those, the most that are of one lane.
+    lane_slots: [usize; LANES],
+    /// What a lane has a right to, of one.
+    shares: [f64; LANES],
+    metrics: [LaneMetrics; LANES],
+    clock: Clock,
     /// Wakes those who wait for an answer when a replica went out or came back.
     health_changed: Notify,
     state: Mutex<State>,
 }
 
 struct State {
-    in_flight: Vec<usize>,
-    waiting: VecDeque<Waiting>,
-    next_ticket: u64,
-    longest_queue: usize,
+    /// By replica and lane.
+    in_flight: Vec<[usize; LANES]>,
+    lanes: Lanes<Waiting>,
     policy: Box<dyn Balance>,
 }
 
 struct Waiting {
-    ticket: u64,
     avoid: Avoid,
     hand: oneshot::Sender<Taken>,
+}
+
+/// How one lane stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LaneLoad {
+    pub(super) lane: Lane,
+    pub(super) in_flight: usize,
+    pub(super) queue: usize,
+    pub(super) longest_queue: usize,
+    /// The most that it has of a replica.
+    pub(super) slots: usize,
 }
 
 /// A slot that is taken; dropping it gives it to the next in line.
 pub(super) struct Taken {
     pool: Arc<Pool>,
     pub(super) replica: usize,
+    lane: Lane,
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
-        state.in_flight[self.replica] -= 1;
+        state.in_flight[self.replica][self.lane as usize] -= 1;
         self.pool.publish_in_flight(&state, self.replica);
         drop(state);
         self.pool.serve_queue();
@@ -69,61 +89,71 @@ impl Pool {
         name: String,
         replicas: Vec<Replica>,
         slots: usize,
-        queue_limit: usize,
-        queue_metric: IntGauge,
+        (lanes, queue_limit): (&LanesConfig, usize),
+        metrics: [LaneMetrics; LANES],
         policy: Box<dyn Balance>,
+        clock: Clock,
     ) -> Self {
+        let lane_slots = |lane| ((slots as f64 * lanes.of(lane).limit.0) as usize).clamp(1, slots);
         Self {
             name,
             slots,
-            queue_limit,
-            queue_metric,
+            lane_slots: Lane::ALL.map(lane_slots),
+            shares: Lane::ALL.map(|lane| lanes.of(lane).share.0),
+            metrics,
+            clock,
             health_changed: Notify::new(),
             state: Mutex::new(State {
-                in_flight: vec![0; replicas.len()],
-                waiting: VecDeque::new(),
-                next_ticket: 0,
-                longest_queue: 0,
+                in_flight: vec![[0; LANES]; replicas.len()],
+                lanes: Lanes::new(queue_limit),
                 policy,
             }),
             replicas,
         }
     }
 
-    /// Takes a slot of a replica outside `avoid`, waiting for one until `limit`.
+    /// Takes a slot of a replica outside `avoid` for `fetch`, waiting for one until `limit`.
     ///
     /// # Errors
     /// `Overloaded` when the queue is full or the wait ran out.
-    pub(super) async fn take(self: &Arc<Self>, avoid: &Avoid, limit: Instant) -> Result<Taken, Failure> {
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        fetch: &FetchHead,
+        avoid: &Avoid,
+        limit: Instant,
+    ) -> Result<Taken, Failure> {
+        let lane = fetch.lane;
         let (mut place, slot) = {
             let mut state = self.state.lock();
-            // Whoever waits already comes first.
-            if state.waiting.is_empty()
-                && let Some(replica) = self.choose(&mut state, avoid)
+            // Whoever waits in this lane already comes first. Those who wait in others cannot use what is free.
+            if state.lanes.length(lane) == 0
+                && let Some(replica) = self.choose(&mut state, lane, avoid)
             {
-                return Ok(self.hand(replica));
-            }
-            if state.waiting.len() >= self.queue_limit {
-                return Err(Failure::new(
-                    FailureKind::Overloaded,
-                    "every connection to the upstream is in use and too many requests wait for one",
-                ));
+                self.metrics[lane as usize].wait.observe(0.0);
+                return Ok(self.hand(replica, lane));
             }
             let (hand, slot) = oneshot::channel();
-            let ticket = state.next_ticket;
-            state.next_ticket += 1;
-            state.waiting.push_back(Waiting {
-                ticket,
+            let waiting = Waiting {
                 avoid: avoid.clone(),
                 hand,
-            });
-            state.longest_queue = state.longest_queue.max(state.waiting.len());
-            self.publish_queue(&state);
+            };
+            let now = self.clock.now().monotonic;
+            let Ok((ticket, shed)) = state.lanes.push(lane, fetch.principal, now, waiting) else {
+                self.metrics[lane as usize].shed.inc();
+                return Err(too_many());
+            };
+            self.publish_queue(&state, lane);
+            drop(state);
+            if let Some(shed) = shed {
+                // Its wait ends with that.
+                drop(shed);
+                self.metrics[lane as usize].shed.inc();
+            }
             (
                 Place {
                     pool: self.clone(),
-                    ticket,
-                    served: false,
+                    ticket: Some(ticket),
+                    lane,
                 },
                 slot,
             )
@@ -132,10 +162,11 @@ impl Pool {
         self.serve_queue();
         match timeout_at(limit, slot).await {
             Ok(Ok(taken)) => {
-                place.served = true;
+                place.ticket = None;
                 Ok(taken)
             }
-            _ => Err(Failure::new(
+            Ok(Err(_)) => Err(too_many()),
+            Err(_) => Err(Failure::new(
                 FailureKind::Overloaded,
                 "every connection to the upstream is in use; the wait for one ran out",
             )),
@@ -166,58 +197,108 @@ impl Pool {
         }
     }
 
-    /// Requests in flight by replica, those that wait, and the most that ever waited.
-    pub(super) fn load(&self) -> (Vec<usize>, usize, usize) {
+    /// Requests in flight by replica, and how each lane stands.
+    pub(super) fn load(&self) -> (Vec<usize>, [LaneLoad; LANES]) {
         let state = self.state.lock();
-        (state.in_flight.clone(), state.waiting.len(), state.longest_queue)
+        let by_replica = state.in_flight.iter().map(|lanes| lanes.iter().sum());
+        let lane = |lane| LaneLoad {
+            lane,
+            in_flight: in_flight_of(&state, lane),
+            queue: state.lanes.length(lane),
+            longest_queue: state.lanes.longest(lane),
+            slots: self.lane_slots[lane as usize],
+        };
+        (by_replica.collect(), Lane::ALL.map(lane))
     }
 
     /// Hands free slots to those who wait.
     fn serve_queue(self: &Arc<Self>) {
-        let mut served: SmallVec<[(oneshot::Sender<Taken>, usize); 4]> = SmallVec::new();
+        let mut served: SmallVec<[(oneshot::Sender<Taken>, usize, Lane); 4]> = SmallVec::new();
         let mut state = self.state.lock();
-        let mut at = 0;
-        while let Some(waiting) = state.waiting.get(at) {
-            let avoid = waiting.avoid.clone();
-            match self.choose(&mut state, &avoid) {
-                Some(replica) => {
-                    if let Some(waiting) = state.waiting.remove(at) {
-                        served.push((waiting.hand, replica));
-                    }
-                }
-                // Nothing is free for anybody behind either, except for one who avoids something.
-                None => match state.waiting.iter().skip(at + 1).position(|w| w.avoid != avoid) {
-                    Some(offset) => at += 1 + offset,
-                    None => break,
-                },
-            }
+        let now = self.clock.now().monotonic;
+        while let Some(next) = self.serve_one(&mut state, now) {
+            served.push(next);
         }
-        self.publish_queue(&state);
         drop(state);
         // Outside the lock: one who left meanwhile drops the slot, which comes back here.
-        for (hand, replica) in served {
-            let _ = hand.send(self.hand(replica));
+        for (hand, replica, lane) in served {
+            let _ = hand.send(self.hand(replica, lane));
         }
     }
 
-    fn hand(self: &Arc<Self>, replica: usize) -> Taken {
+    /// The next who can have a slot, of the lane that has the least of its share.
+    fn serve_one(&self, state: &mut State, now: Instant) -> Option<(oneshot::Sender<Taken>, usize, Lane)> {
+        let mut order: SmallVec<[(f64, Lane); LANES]> = Lane::ALL
+            .into_iter()
+            .filter(|lane| state.lanes.length(*lane) > 0)
+            .map(|lane| {
+                (
+                    in_flight_of(state, lane) as f64 / self.shares[lane as usize],
+                    lane,
+                )
+            })
+            .collect();
+        order.sort_by(|one, other| one.0.total_cmp(&other.0));
+        for (_, lane) in order {
+            let State {
+                in_flight,
+                lanes,
+                policy,
+            } = &mut *state;
+            // What is not free for one is not free for another who avoids the same.
+            let mut in_vain: SmallVec<[Avoid; 2]> = SmallVec::new();
+            let fits = |waiting: &Waiting| {
+                if in_vain.contains(&waiting.avoid) {
+                    return None;
+                }
+                let replica = policy.choose(&self.candidates(in_flight, lane, &waiting.avoid));
+                if replica.is_none() {
+                    in_vain.push(waiting.avoid.clone());
+                }
+                replica
+            };
+            if let Some((waiting, replica, waited)) = lanes.next(lane, now, fits) {
+                self.metrics[lane as usize].wait.observe(waited.as_secs_f64());
+                state.in_flight[replica][lane as usize] += 1;
+                self.publish_in_flight(state, replica);
+                self.publish_queue(state, lane);
+                return Some((waiting.hand, replica, lane));
+            }
+        }
+        None
+    }
+
+    fn hand(self: &Arc<Self>, replica: usize, lane: Lane) -> Taken {
         Taken {
             pool: self.clone(),
             replica,
+            lane,
         }
     }
 
     /// Chooses a replica and counts its slot as taken.
-    fn choose(&self, state: &mut State, avoid: &Avoid) -> Option<usize> {
-        let candidates: SmallVec<[Candidate; 16]> = self
-            .fit(avoid)
-            .filter(|replica| state.in_flight[*replica] < self.slots)
-            .map(|replica| Candidate { replica })
-            .collect();
+    fn choose(&self, state: &mut State, lane: Lane, avoid: &Avoid) -> Option<usize> {
+        let candidates = self.candidates(&state.in_flight, lane, avoid);
         let replica = state.policy.choose(&candidates)?;
-        state.in_flight[replica] += 1;
+        state.in_flight[replica][lane as usize] += 1;
         self.publish_in_flight(state, replica);
         Some(replica)
+    }
+
+    /// The replicas that have a slot for a request of `lane`.
+    fn candidates(
+        &self,
+        in_flight: &[[usize; LANES]],
+        lane: Lane,
+        avoid: &Avoid,
+    ) -> SmallVec<[Candidate; 16]> {
+        self.fit(avoid)
+            .filter(|replica| {
+                let of = &in_flight[*replica];
+                of.iter().sum::<usize>() < self.slots && of[lane as usize] < self.lane_slots[lane as usize]
+            })
+            .map(|replica| Candidate { replica })
+            .collect()
     }
 
     /// The replicas that may serve, busy or not: the healthy ones; else healthy standby replicas; else all,
@@ -242,30 +323,40 @@ impl Pool {
 
     fn publish_in_flight(&self, state: &State, replica: usize) {
         let gauge = &self.replicas[replica].metrics.in_flight;
-        gauge.set(state.in_flight[replica] as i64);
+        gauge.set(state.in_flight[replica].iter().sum::<usize>() as i64);
     }
 
-    fn publish_queue(&self, state: &State) {
-        self.queue_metric.set(state.waiting.len() as i64);
+    fn publish_queue(&self, state: &State, lane: Lane) {
+        self.metrics[lane as usize]
+            .queue
+            .set(state.lanes.length(lane) as i64);
     }
+}
+
+fn in_flight_of(state: &State, lane: Lane) -> usize {
+    state.in_flight.iter().map(|lanes| lanes[lane as usize]).sum()
+}
+
+fn too_many() -> Failure {
+    Failure::new(
+        FailureKind::Overloaded,
+        "every connection to the upstream is in use and too many requests wait for one",
+    )
 }
 
 /// A place in the queue; dropping it leaves the queue.
 struct Place {
     pool: Arc<Pool>,
-    ticket: u64,
-    served: bool,
+    ticket: Option<Ticket>,
+    lane: Lane,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.served {
-            return;
-        }
+        let Some(ticket) = self.ticket else { return };
         let mut state = self.pool.state.lock();
-        if let Ok(at) = state.waiting.binary_search_by_key(&self.ticket, |w| w.ticket) {
-            state.waiting.remove(at);
-            self.pool.publish_queue(&state);
-        }
+        // Dropped after the lock: it holds nothing but what wakes us.
+        let _left = state.lanes.leave(ticket);
+        self.pool.publish_queue(&state, self.lane);
     }
 }

@@ -145,7 +145,8 @@ fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Opti
             },
             upstream: replica.endpoint.upstream,
             class: RouteClass::Health,
-            lane: Lane::Interactive,
+            lane: Lane::Short,
+            principal: None,
             timeouts: Timeouts {
                 total: Some(check.timeout.0),
                 idle: None,

@@ -93,9 +93,10 @@ impl RoutingLayer {
                 name.clone(),
                 replicas,
                 upstream.connections.usable(),
-                upstream.connections.queue,
-                metrics.queue(name),
+                (&upstream.lanes, upstream.connections.queue),
+                metrics.lanes(name),
                 balance::build(upstream.balance.policy),
+                clock.clone(),
             )));
         }
         let pools: Arc<[Arc<Pool>]> = pools.into();
@@ -183,7 +184,10 @@ where
     let asked = clock.now().monotonic;
     let deadline = attempt.fetch.deadline;
     let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
-    let taken = pool.take(&attempt.avoid, limit).await.map_err(nowhere)?;
+    let taken = pool
+        .take(&attempt.fetch, &attempt.avoid, limit)
+        .await
+        .map_err(nowhere)?;
     let place = taken.replica;
     let replica = &pool.replicas[place];
     let started = clock.now().monotonic;

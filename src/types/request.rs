@@ -61,12 +61,29 @@ pub enum CacheClass {
 /// Which bounded share of the replicas' slots a request uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
-    /// Short requests that a person waits for.
-    Interactive,
+    /// Requests that a person waits for.
+    Short,
     /// Long generations and streams.
     Generation,
     /// Uploads and downloads of files.
-    Bulk,
+    Upload,
+    /// Fetches that nobody waits for.
+    Background,
+}
+
+impl Lane {
+    /// Every lane; `lane as usize` is its place.
+    pub const ALL: [Self; 4] = [Self::Short, Self::Generation, Self::Upload, Self::Background];
+
+    /// Its name in the configuration and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Short => "short",
+            Self::Generation => "generation",
+            Self::Upload => "upload",
+            Self::Background => "background",
+        }
+    }
 }
 
 /// Time limits of one exchange with an upstream; `None` is "no limit".
@@ -261,6 +278,8 @@ pub struct FetchHead {
     pub class: RouteClass,
     /// Share of the slots.
     pub lane: Lane,
+    /// Who asks: those who wait in a lane take turns.
+    pub principal: Option<Principal>,
     /// Limits of the exchange.
     pub timeouts: Timeouts,
     /// When the exchange must be over, from [`Timeouts::total`].

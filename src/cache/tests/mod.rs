@@ -165,7 +165,7 @@ fn request(method: Method, path: &str) -> ClassifiedRequest {
             principal: Some(Principal([7; 16])),
             fills: Tags::from_slice(&[Tag::all(TagKind::AppMetadata)]),
             invalidates: Tags::new(),
-            lane: Lane::Interactive,
+            lane: Lane::Short,
             timeouts: Timeouts {
                 total: None,
                 idle: None,

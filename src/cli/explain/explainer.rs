@@ -18,7 +18,7 @@ use crate::classify::{ClassifyLayer, NamedTag, Reasons};
 use crate::config::Config;
 use crate::types::ids::{Principal, TagKind, hex};
 use crate::types::outcome::RouteClass;
-use crate::types::request::{CacheClass, ClassifiedRequest, Client, Lane};
+use crate::types::request::{CacheClass, ClassifiedRequest, Client};
 use crate::types::time::Now;
 use crate::types::{Body, Failure, FailureKind};
 use crate::wire;
@@ -144,11 +144,7 @@ impl<'c> Explainer<'c> {
             template: decision.template,
             in_table: reasons.in_table,
             class: decision.class.as_str(),
-            lane: match decision.lane {
-                Lane::Interactive => "interactive",
-                Lane::Generation => "generation",
-                Lane::Bulk => "bulk",
-            },
+            lane: decision.lane.as_str(),
             total_timeout_ms: decision.timeouts.total.map(|limit| limit.as_millis() as u64),
             idle_timeout_ms: decision.timeouts.idle.map(|limit| limit.as_millis() as u64),
             body_limit: Setting {

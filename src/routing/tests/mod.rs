@@ -3,6 +3,7 @@
 //! [`Fake`] stands for the next stage, [`Names`] for the name service; time is paused, so hours pass at once.
 
 mod frozen;
+mod lanes;
 mod names;
 
 use std::io;
@@ -24,6 +25,7 @@ use super::*;
 use crate::config::{ReplicaConfig, UpstreamConfig, Upstreams};
 use crate::routing::control::{RoutingControl, UpstreamStatus};
 use crate::types::endpoint::Slot;
+use crate::types::ids::Principal;
 use crate::types::outcome::{Phases, RouteClass};
 use crate::types::request::{
     Attempt, BodySlot, Client, Dispatch, FailedAttempt, FetchHead, Lane, Timeouts, UpstreamId,
@@ -43,6 +45,9 @@ enum Mood {
 }
 
 const HANGS: Mood = Mood::TimesOut(Duration::from_secs(5));
+
+/// How long a generation lasts, on any replica.
+const STREAM: Duration = Duration::from_secs(60);
 
 const QUICK: Mood = Mood::Answers(Duration::from_millis(1));
 
@@ -88,7 +93,8 @@ impl Fake {
         }
         let result = match mood {
             Mood::Answers(after) => {
-                sleep(after).await;
+                let stream = fetch.lane == Lane::Generation;
+                sleep(if stream { STREAM } else { after }).await;
                 Ok(Response::new(Body::Empty))
             }
             Mood::Refuses => Err(Failure::new(FailureKind::ConnectFailed, "")),
@@ -131,6 +137,17 @@ impl Resolve for Names {
         let answer = self.answer.lock().clone();
         Box::pin(async move { answer.ok_or_else(|| io::Error::other("no such name")) })
     }
+}
+
+/// The lane that a path begins with, short if none.
+fn lane_of(path: &str) -> Lane {
+    let named = |lane: &Lane| path[1..].starts_with(lane.as_str());
+    Lane::ALL.into_iter().find(named).unwrap_or(Lane::Short)
+}
+
+/// The caller whose number is the query.
+fn caller_of(query: Option<&str>) -> Option<Principal> {
+    Some(Principal([query?.parse().unwrap(); 16]))
 }
 
 struct Rig {
@@ -215,7 +232,6 @@ impl Rig {
         let (parts, body) = request.into_parts();
         let attempt = Attempt {
             fetch: Arc::new(FetchHead {
-                parts,
                 client: Client {
                     peer: "127.0.0.1:1".parse().unwrap(),
                     tls: false,
@@ -223,7 +239,9 @@ impl Rig {
                 },
                 upstream: UpstreamId(0),
                 class: RouteClass::Listing,
-                lane: Lane::Interactive,
+                lane: lane_of(parts.uri.path()),
+                principal: caller_of(parts.uri.query()),
+                parts,
                 timeouts: Timeouts { total, idle: None },
                 deadline: total.map(|total| Clock::System.now().monotonic + total),
             }),
@@ -307,10 +325,10 @@ async fn slots_in_use_never_exceed_what_is_usable_and_nobody_is_lost() {
     let status = rig.status();
     assert!(status.replicas.iter().all(|replica| replica.in_flight == 0));
     assert_eq!(
-        (status.queue, rig.metric("dify_edge_upstream_in_flight")),
+        (status.lanes[0].queue, rig.metric("dify_edge_upstream_in_flight")),
         (0, 0.0)
     );
-    assert!(status.longest_queue > 100);
+    assert!(status.lanes[0].longest_queue > 100);
     for _ in 0..6 {
         rig.get().await.unwrap();
     }
@@ -348,7 +366,7 @@ async fn those_who_wait_are_served_in_the_order_in_which_they_came() {
 #[tokio::test(start_paused = true)]
 async fn the_queue_is_bounded_and_leaving_it_makes_room() {
     let rig = Rig::new(config(1, 0, 1, 2));
-    rig.fake.mood(0, Mood::Answers(Duration::from_secs(3)));
+    rig.fake.mood(0, Mood::Answers(Duration::from_millis(300)));
     let mut first = Box::pin(rig.get());
     let mut second = Box::pin(rig.get());
     let mut third = Box::pin(rig.get());
@@ -356,7 +374,10 @@ async fn the_queue_is_bounded_and_leaving_it_makes_room() {
         assert!(futures_util::poll!(waiting).is_pending());
     }
     assert_eq!(
-        (rig.status().queue, rig.metric("dify_edge_upstream_queue_length")),
+        (
+            rig.status().lanes[0].queue,
+            rig.metric("dify_edge_upstream_queue_length")
+        ),
         (2, 2.0)
     );
     let refused = rig.get().await.unwrap_err();
@@ -365,7 +386,7 @@ async fn the_queue_is_bounded_and_leaving_it_makes_room() {
         (FailureKind::Overloaded, None)
     );
     drop(second);
-    assert_eq!(rig.status().queue, 1);
+    assert_eq!(rig.status().lanes[0].queue, 1);
     let mut fourth = Box::pin(rig.get());
     assert!(futures_util::poll!(&mut fourth).is_pending());
     let (first, third) = tokio::join!(first, third);
@@ -384,7 +405,7 @@ async fn the_wait_for_a_slot_ends_with_the_deadline_or_after_30_seconds() {
         assert_eq!(late.failure.kind, FailureKind::Overloaded);
         assert_eq!((Clock::System.now().monotonic - start).as_secs(), waited);
     }
-    assert_eq!(rig.status().queue, 0);
+    assert_eq!(rig.status().lanes[0].queue, 0);
     assert_eq!(rig.healthy(), [true]);
 }
 

@@ -86,7 +86,8 @@ impl Rig {
                 },
                 upstream: UpstreamId(0),
                 class: RouteClass::Passthrough,
-                lane: Lane::Interactive,
+                lane: Lane::Short,
+                principal: None,
                 timeouts: self.timeouts,
                 deadline: self
                     .timeouts
