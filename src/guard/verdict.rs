@@ -32,6 +32,9 @@ const MOST_ADMITTED: u64 = 100_000;
 /// For how long the fields that all of Dify's answers carry are believed.
 const STAMPED: Duration = Duration::from_secs(60);
 
+/// Told of what Dify's answers show and was not known here.
+pub(super) type OnLearnt = Box<dyn Fn(IdKind, KnownId) + Send + Sync>;
+
 /// What all clones of the guard have in common.
 pub(super) struct Shared {
     pub(super) mode: GuardMode,
@@ -43,6 +46,7 @@ pub(super) struct Shared {
     stamp: ArcSwapOption<(Stamp, Instant)>,
     /// Whether answers tell of ids.
     pub(super) learns: bool,
+    on_learnt: Option<OnLearnt>,
     pub(super) clock: Clock,
     pub(super) metrics: GuardMetrics,
 }
@@ -103,9 +107,17 @@ impl Shared {
                 .build_with_hasher(ahash::RandomState::new()),
             stamp: ArcSwapOption::empty(),
             learns,
+            on_learnt: None,
             clock,
             metrics,
         }
+    }
+
+    /// Tells `on_learnt` of what is new.
+    #[cfg(test)]
+    pub(super) fn telling(mut self, on_learnt: OnLearnt) -> Self {
+        self.on_learnt = Some(on_learnt);
+        self
     }
 
     /// Whether everything that a request asks for is known: then there is nothing to decide.
@@ -240,6 +252,9 @@ impl Shared {
         if !self.known.has(kind, &id) {
             self.metrics.learned.inc();
             self.known.add(kind, &[id]);
+            if let Some(on_learnt) = &self.on_learnt {
+                on_learnt(kind, id);
+            }
         }
     }
 
