@@ -235,7 +235,7 @@ impl Shared {
                 .unsure
                 .iter()
                 .filter(|asked| !told(asked).is_some_and(|status| status.is_success()));
-            exist.for_each(|asked| self.learn(asked.kind, asked.id));
+            exist.for_each(|asked| self.learn(asked.kind, asked.id, false));
         }
         let refused = sent.unsure.iter().find(|asked| told(asked) == Some(status));
         if let Some(asked) = refused.filter(|_| sent.unsure.len() == 1 && !status.is_success()) {
@@ -247,14 +247,19 @@ impl Shared {
         self.take_stamp(sent, answer, now);
     }
 
-    /// There is such a thing.
-    pub(super) fn learn(&self, kind: IdKind, id: KnownId) {
-        if !self.known.has(kind, &id) {
+    /// There is such a thing. One that may be new (`is_new`) is told even if a filter seems to have it: the filters of
+    /// others need not.
+    pub(super) fn learn(&self, kind: IdKind, id: KnownId, is_new: bool) {
+        let has = self.known.has(kind, &id);
+        if has && !is_new {
+            return;
+        }
+        let is_news = self.known.learn(kind, id);
+        if !has {
             self.metrics.learned.inc();
-            self.known.add(kind, &[id]);
-            if let Some(on_learnt) = &self.on_learnt {
-                on_learnt(kind, id);
-            }
+        }
+        if let (true, Some(on_learnt)) = (is_news, &self.on_learnt) {
+            on_learnt(kind, id);
         }
     }
 
