@@ -54,7 +54,7 @@ pub(crate) fn hold_in_every<S: Clone + Debug>(
             answers > u64::from(cases),
             "the histories say nothing: {answers} answers"
         ),
-        Err(TestError::Fail(_, mut steps)) => {
+        Err(TestError::Fail(why, mut steps)) => {
             // Leaves nothing in that is not needed for some failure.
             let mut at = steps.len();
             while at > 0 {
@@ -68,7 +68,7 @@ pub(crate) fn hold_in_every<S: Clone + Debug>(
             }
             let played = play(&steps, true);
             let (number, log) = (found.get().unwrap_or_default(), played.log.join("\n"));
-            panic!("{:?}\nin history {number}, cut to:\n{log}", played.result);
+            panic!("{why}: {:?}\nin history {number}, cut to:\n{log}", played.result);
         }
         Err(TestError::Abort(why)) => panic!("{why}"),
     }
