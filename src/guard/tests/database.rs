@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const TAKES: Duration = Duration::from_millis(4);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Rows of a page.
-const PAGE: usize = 24;
+const PAGE: usize = 64;
 
 /// How the database is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

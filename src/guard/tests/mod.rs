@@ -16,11 +16,8 @@ use self::world::World;
 use super::bloom::Sizing;
 use crate::types::histories::{Played, hold_in_every};
 
-/// Histories of each kind, unless the environment says otherwise.
-const HISTORIES: u32 = 200;
-
-fn hold_in_every_history(kind: u8, sizing: Sizing, others: usize) {
-    hold_in_every(kind, HISTORIES, &history(), |steps, log| {
+fn hold_in_every_history(kind: u8, count: u32, sizing: Sizing, others: usize) {
+    hold_in_every(kind, count, &history(), |steps, log| {
         // Time passes only when a history says so.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -45,7 +42,7 @@ fn what_exists_is_never_refused_and_what_does_not_never_passes() {
         expected_items: 1024,
         false_positive_rate: 1e-6,
     };
-    hold_in_every_history(20, sizing, 0);
+    hold_in_every_history(20, 200, sizing, 0);
 }
 
 #[test]
@@ -54,5 +51,5 @@ fn what_exists_is_never_refused_though_filters_take_one_thing_for_another() {
         expected_items: 1024,
         false_positive_rate: 0.5,
     };
-    hold_in_every_history(21, sizing, 400);
+    hold_in_every_history(21, 100, sizing, 150);
 }
