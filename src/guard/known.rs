@@ -3,23 +3,30 @@
 //! A kind is *armed* while a complete source has told all of it and was heard of within `max_age`: only then does what
 //! is not here not exist. Kinds that their source reads whole each time (keys, codes) have an exact set besides, so
 //! that what was deleted is gone at once; the others have a filter, from which it falls with the next rebuild.
+//!
+//! What is learnt from Dify's answers or from other instances may be there before the source shows it: it outlasts
+//! rebuilds until the source tells it, or should have.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::bloom::{Filter, Rebuild, Sizing, Stats};
+use super::known_ids::postgres::OVERLAP;
 use super::known_ids::tables::{Reading, TABLES};
 use super::known_ids::{Sink, SourceError};
 use crate::types::known::{IdKind, KnownId};
 use crate::types::time::{Clock, Now};
 
 type Ids = HashSet<KnownId, ahash::RandomState>;
+
+/// The most things of one kind that are learnt and not told by the source yet; of further ones it is not remembered.
+const MOST_LEARNT: usize = 10_000;
 
 /// Told of kinds of which something that existed is gone.
 pub type OnGone = Box<dyn Fn(IdKind) + Send + Sync>;
@@ -41,6 +48,8 @@ struct Kind {
     exact: Option<Exact>,
     /// Until when everything is known, milliseconds since `epoch`; 0 while it is not.
     as_of: AtomicU64,
+    /// What was learnt and is not told by the source yet, with the time. Taken after `Exact::reading`.
+    learnt: Mutex<HashMap<KnownId, Instant, ahash::RandomState>>,
     error: Mutex<Option<String>>,
 }
 
@@ -90,6 +99,7 @@ impl Known {
             loading: AtomicU64::new(0),
             exact: whole(*kind),
             as_of: AtomicU64::new(0),
+            learnt: Mutex::default(),
             error: Mutex::default(),
         });
         Arc::new(Self {
@@ -126,6 +136,34 @@ impl Known {
         }
     }
 
+    /// There is such a thing, by Dify's own words or another instance's. Whether that is news.
+    pub fn learn(&self, kind: IdKind, id: KnownId) -> bool {
+        let now = self.clock.now().monotonic;
+        let kind = self.kind(kind);
+        let mut reading = kind.exact.as_ref().map(|exact| exact.reading.lock());
+        let mut is_told = false;
+        if let (Some(exact), Some(reading)) = (&kind.exact, &reading) {
+            if exact.ids.load().contains(&id) {
+                return false;
+            }
+            is_told = reading.as_ref().is_some_and(|reading| reading.contains(&id));
+        }
+        if !is_told {
+            let mut learnt = kind.learnt.lock();
+            if learnt.len() >= MOST_LEARNT {
+                learnt.retain(|_, at| now < *at + OVERLAP);
+            }
+            if learnt.contains_key(&id) {
+                return false;
+            }
+            if learnt.len() < MOST_LEARNT {
+                learnt.insert(id, now);
+            }
+        }
+        kind.put(&[id], &mut reading);
+        true
+    }
+
     /// How every kind stands.
     pub fn status(&self) -> Vec<KindStatus> {
         let now = self.clock.now().monotonic;
@@ -148,31 +186,79 @@ impl Known {
     }
 }
 
+impl Kind {
+    /// Puts ids into what is in use and what is being read.
+    fn put(&self, ids: &[KnownId], reading: &mut Option<MutexGuard<'_, Option<Ids>>>) {
+        ids.iter().for_each(|id| self.filter.insert(*id));
+        let Some(exact) = &self.exact else { return };
+        if let Some(Some(reading)) = reading.as_deref_mut() {
+            reading.extend(ids);
+        }
+        let now = exact.ids.load();
+        if ids.iter().any(|id| !now.contains(id)) && self.as_of.load(Ordering::Relaxed) != 0 {
+            let mut next = Ids::clone(&now);
+            next.extend(ids);
+            exact.ids.store(Arc::new(next));
+        }
+    }
+
+    /// The source has told these.
+    fn told(&self, ids: &[KnownId]) {
+        let mut learnt = self.learnt.lock();
+        if !learnt.is_empty() {
+            for id in ids {
+                learnt.remove(id);
+            }
+        }
+    }
+
+    /// Takes ids out of the exact set, if there is one.
+    fn remove(&self, ids: &[KnownId]) {
+        let Some(exact) = &self.exact else { return };
+        let _reading = exact.reading.lock();
+        self.told(ids);
+        let mut next = Ids::clone(&exact.ids.load());
+        next.retain(|id| !ids.contains(id));
+        exact.ids.store(Arc::new(next));
+    }
+}
+
 impl Sink for Known {
     fn begin(&self, kind: IdKind, expected: u64) {
+        let now = self.clock.now().monotonic;
         let kind = self.kind(kind);
+        let mut reading = kind.exact.as_ref().map(|exact| exact.reading.lock());
         let mut rebuild = kind.rebuild.lock();
         // One that goes on is given up first: there is one at a time.
         *rebuild = None;
         *rebuild = kind
             .filter
             .begin_rebuild(usize::try_from(expected).unwrap_or(usize::MAX));
-        drop(rebuild);
         kind.loading.store(0, Ordering::Relaxed);
-        if let Some(exact) = &kind.exact {
-            *exact.reading.lock() = Some(Ids::default());
+        let mut learnt = kind.learnt.lock();
+        if kind.exact.is_none() {
+            learnt.retain(|_, at| now < *at + OVERLAP);
+        }
+        // This reading may come too early for them.
+        let late = learnt.iter().filter(|(_, at)| now < **at + OVERLAP);
+        let late: Vec<_> = late.map(|(id, _)| *id).collect();
+        if let Some(rebuild) = &*rebuild {
+            late.iter().for_each(|id| rebuild.insert(*id));
+        }
+        if let Some(reading) = &mut reading {
+            **reading = Some(late.into_iter().collect());
         }
     }
 
     fn page(&self, kind: IdKind, ids: &[KnownId]) {
         let kind = self.kind(kind);
+        let mut reading = kind.exact.as_ref().map(|exact| exact.reading.lock());
+        kind.told(ids);
         if let Some(rebuild) = &*kind.rebuild.lock() {
             ids.iter().for_each(|id| rebuild.insert(*id));
         }
         kind.loading.fetch_add(ids.len() as u64, Ordering::Relaxed);
-        if let Some(exact) = &kind.exact
-            && let Some(reading) = &mut *exact.reading.lock()
-        {
+        if let Some(Some(reading)) = reading.as_deref_mut() {
             reading.extend(ids);
         }
     }
@@ -194,35 +280,32 @@ impl Sink for Known {
 
     fn add(&self, kind: IdKind, ids: &[KnownId]) {
         let kind = self.kind(kind);
-        ids.iter().for_each(|id| kind.filter.insert(*id));
-        if let Some(exact) = &kind.exact {
-            let mut reading = exact.reading.lock();
-            if let Some(reading) = &mut *reading {
-                reading.extend(ids);
-            }
-            let now = exact.ids.load();
-            if ids.iter().any(|id| !now.contains(id)) && kind.as_of.load(Ordering::Relaxed) != 0 {
-                let mut next = Ids::clone(&now);
-                next.extend(ids);
-                exact.ids.store(Arc::new(next));
-            }
-        }
+        let mut reading = kind.exact.as_ref().map(|exact| exact.reading.lock());
+        kind.told(ids);
+        kind.put(ids, &mut reading);
     }
 
     fn gone(&self, kind: IdKind, ids: &[KnownId]) {
-        if let Some(exact) = &self.kind(kind).exact {
-            let _reading = exact.reading.lock();
-            let mut next = Ids::clone(&exact.ids.load());
-            next.retain(|id| !ids.contains(id));
-            exact.ids.store(Arc::new(next));
-        }
+        self.kind(kind).remove(ids);
         (self.on_gone)(kind);
     }
 
     fn up_to_date(&self, kind: IdKind, as_of: Now) {
-        if self.kind(kind).as_of.load(Ordering::Relaxed) != 0 {
-            self.heard(kind, as_of);
+        let entry = self.kind(kind);
+        if entry.as_of.load(Ordering::Relaxed) == 0 {
+            return;
         }
+        if entry.exact.is_some() {
+            // What came and went before the source could tell it.
+            let learnt = entry.learnt.lock();
+            let over = learnt.iter().filter(|(_, at)| **at + OVERLAP < as_of.monotonic);
+            let over: Vec<_> = over.map(|(id, _)| *id).collect();
+            drop(learnt);
+            if !over.is_empty() {
+                self.gone(kind, &over);
+            }
+        }
+        self.heard(kind, as_of);
     }
 
     fn failed(&self, kind: IdKind, error: &SourceError) {
@@ -273,6 +356,59 @@ mod tests {
         time.advance(Duration::from_secs(11));
         assert!(!armed() && known.has(IdKind::Dataset, &id(1)));
         assert!(known.status().iter().any(|status| status.error.is_some()));
+    }
+
+    fn known() -> (Clock, Arc<crate::types::time::ManualTime>, Arc<Known>) {
+        let (clock, time) = Clock::manual(SystemTime::UNIX_EPOCH);
+        let known = Known::new(SIZING, Duration::from_secs(600), clock.clone(), Box::new(|_| {}));
+        time.advance(Duration::from_secs(1));
+        (clock, time, known)
+    }
+
+    #[test]
+    fn what_was_learnt_outlasts_a_reading_that_comes_too_early_for_it() {
+        for kind in [IdKind::AppKey, IdKind::Dataset] {
+            let (clock, time, known) = known();
+            let read = |ids: &[KnownId]| {
+                known.begin(kind, 0);
+                known.page(kind, ids);
+                known.complete(kind, clock.now());
+                known.up_to_date(kind, clock.now());
+            };
+            read(&[id(1)]);
+            assert!(known.learn(kind, id(2)) && !known.learn(kind, id(2)));
+            time.advance(OVERLAP - Duration::from_secs(1));
+            read(&[id(1)]);
+            assert!(known.has(kind, &id(2)), "{kind:?}");
+            // The database had long enough to show it.
+            time.advance(Duration::from_secs(2));
+            read(&[id(1)]);
+            assert!(!known.has(kind, &id(2)) && known.has(kind, &id(1)), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_learnt_key_stays_when_the_database_shows_it_and_ends_when_it_never_does() {
+        let (clock, time, known) = known();
+        known.begin(IdKind::AppKey, 0);
+        known.complete(IdKind::AppKey, clock.now());
+        known.learn(IdKind::AppKey, id(1));
+        known.learn(IdKind::AppKey, id(2));
+        known.add(IdKind::AppKey, &[id(1)]);
+        assert!(!known.learn(IdKind::AppKey, id(1)), "that is no news");
+        for _ in 0..2 {
+            assert!(known.has(IdKind::AppKey, &id(2)));
+            time.advance(OVERLAP / 2 + Duration::from_secs(1));
+            known.up_to_date(IdKind::AppKey, clock.now());
+        }
+        assert!(!known.has(IdKind::AppKey, &id(2)) && known.has(IdKind::AppKey, &id(1)));
+    }
+
+    #[test]
+    fn a_filter_that_takes_a_new_thing_for_another_keeps_no_news_back() {
+        let (_clock, _time, known) = known();
+        known.add(IdKind::Dataset, &[id(1)]);
+        assert!(known.has(IdKind::Dataset, &id(1)) && known.learn(IdKind::Dataset, id(1)));
     }
 
     #[test]

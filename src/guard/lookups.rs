@@ -1,5 +1,8 @@
 //! Asks the source about single ids that the filters do not have: once for all who want to know the same, many in one
 //! query, and no more a second than is configured.
+//!
+//! No request waits for longer than [`PATIENCE`]. While the source does not answer for a kind nobody waits for it at
+//! all, but for one look-up a second that finds out whether it does again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,6 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 
 use super::budget::{Budget, Rate};
 use super::known_ids::{Lookup, SourceError};
@@ -15,8 +19,14 @@ use crate::types::time::Clock;
 
 /// The most that one query asks for.
 const TOGETHER: usize = 100;
-/// The most that wait for one id; further ones are told that there is no budget.
+/// The most that wait for one id; for further ones it is not sure.
 const MOST_WAITING: usize = 1024;
+/// The longest that a request waits.
+// A primary key is found within milliseconds. What takes longer than this is a database in trouble, and a client would
+// feel the wait more than Dify feels the request.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// After a failure nothing is looked up for so long.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Ids, and who waits for each.
 type Asked = Vec<(KnownId, Vec<Told>)>;
@@ -29,14 +39,17 @@ pub(super) struct Lookups {
     clock: Clock,
     /// How many ids may be looked up.
     budget: Budget,
-    waiting: Mutex<Waiting>,
+    /// Each kind by itself: a table that is locked keeps no other waiting.
+    kinds: Vec<Mutex<Waiting>>,
 }
 
 #[derive(Default)]
 struct Waiting {
-    /// Bounded by the budget and by how long the source may take.
-    ids: HashMap<(IdKind, KnownId), Vec<Told>>,
+    /// Bounded by the budget and by [`PATIENCE`].
+    ids: HashMap<KnownId, Vec<Told>>,
     has_worker: bool,
+    /// Since the source did not answer: when it may be asked again.
+    silent_until: Option<Instant>,
 }
 
 /// What came of it.
@@ -46,7 +59,7 @@ pub(super) enum Looked {
     Missing,
     /// Too many were looked up in the last second.
     NoBudget,
-    /// The source cannot tell.
+    /// The source cannot tell, or not in time.
     Unsure,
 }
 
@@ -68,19 +81,24 @@ impl Lookups {
             source,
             budget: Budget::new(rate, now),
             clock,
-            waiting: Mutex::default(),
+            kinds: IdKind::ALL.iter().map(|_| Mutex::default()).collect(),
         })
     }
 
     /// Whether there is such a thing.
     pub(super) async fn look(self: &Arc<Self>, kind: IdKind, id: KnownId) -> Looked {
-        match self.join(kind, id) {
-            None => Looked::NoBudget,
-            Some(told) => match told.await {
-                Ok(Ok(true)) => Looked::Exists,
-                Ok(Ok(false)) => Looked::Missing,
-                Ok(Err(_)) | Err(_) => Looked::Unsure,
-            },
+        let told = match self.join(kind, id) {
+            Ok(told) => told,
+            Err(looked) => return looked,
+        };
+        match timeout(PATIENCE, told).await {
+            Ok(Ok(Ok(true))) => Looked::Exists,
+            Ok(Ok(Ok(false))) => Looked::Missing,
+            Ok(_) => Looked::Unsure,
+            Err(_) => {
+                self.fall_silent(kind);
+                Looked::Unsure
+            }
         }
     }
 
@@ -90,29 +108,47 @@ impl Lookups {
         self: &Arc<Self>,
         kind: IdKind,
         id: KnownId,
-    ) -> Option<oneshot::Receiver<Result<bool, SourceError>>> {
+    ) -> Result<oneshot::Receiver<Result<bool, SourceError>>, Looked> {
+        let now = self.clock.now().monotonic;
         let (to, told) = oneshot::channel();
-        let mut waiting = self.waiting.lock();
-        match waiting.ids.get_mut(&(kind, id)) {
-            Some(others) if others.len() >= MOST_WAITING => return None,
+        let mut waiting = self.kinds[kind as usize].lock();
+        if let Some(until) = waiting.silent_until
+            && (waiting.has_worker || now < until)
+        {
+            return Err(Looked::Unsure);
+        }
+        match waiting.ids.get_mut(&id) {
+            Some(others) if others.len() >= MOST_WAITING => return Err(Looked::Unsure),
             Some(others) => others.push(to),
-            None if self.budget.take(self.clock.now().monotonic).is_err() => return None,
-            None => drop(waiting.ids.insert((kind, id), vec![to])),
+            None if self.budget.take(now).is_err() => return Err(Looked::NoBudget),
+            None => drop(waiting.ids.insert(id, vec![to])),
         }
         if !std::mem::replace(&mut waiting.has_worker, true) {
             let lookups = self.clone();
-            tokio::spawn(async move { lookups.work().await });
+            tokio::spawn(async move { lookups.work(kind).await });
         }
-        Some(told)
+        Ok(told)
+    }
+
+    /// The source has not answered. Those who wait are told when their patience ends, or are gone.
+    fn fall_silent(&self, kind: IdKind) {
+        let again = self.clock.now().monotonic + SILENCE;
+        let mut waiting = self.kinds[kind as usize].lock();
+        waiting.silent_until = Some(again);
+        waiting.ids.clear();
     }
 
     /// Asks until nobody waits.
-    async fn work(&self) {
+    async fn work(&self, kind: IdKind) {
         // Everybody else who can go on asks before this task goes on.
         tokio::task::yield_now().await;
-        while let Some((kind, waiting)) = self.next() {
+        while let Some(waiting) = self.next(kind) {
             let ids: Vec<_> = waiting.iter().map(|(id, _)| *id).collect();
             let answer = self.source.which_exist(kind, &ids).await;
+            match &answer {
+                Ok(_) => self.kinds[kind as usize].lock().silent_until = None,
+                Err(_) => self.fall_silent(kind),
+            }
             for (place, (_, told)) in waiting.into_iter().enumerate() {
                 let said = match &answer {
                     Ok(exist) => exist.get(place).copied().ok_or(SourceError::Unknown(kind)),
@@ -126,18 +162,152 @@ impl Lookups {
         }
     }
 
-    /// Ids of one kind that somebody waits for; without any the worker ends.
-    fn next(&self) -> Option<(IdKind, Asked)> {
-        let mut waiting = self.waiting.lock();
-        let Some(kind) = waiting.ids.keys().next().map(|(kind, _)| *kind) else {
+    /// Ids that somebody waits for; without any the worker ends.
+    fn next(&self, kind: IdKind) -> Option<Asked> {
+        let mut waiting = self.kinds[kind as usize].lock();
+        if waiting.ids.is_empty() {
             waiting.has_worker = false;
             return None;
-        };
-        let same = waiting.ids.keys().filter(|(other, _)| *other == kind);
-        let ids: Vec<_> = same.map(|(_, id)| *id).take(TOGETHER).collect();
+        }
+        let ids: Vec<_> = waiting.ids.keys().copied().take(TOGETHER).collect();
         let taken = ids
             .into_iter()
-            .map(|id| (id, waiting.ids.remove(&(kind, id)).unwrap_or_default()));
-        Some((kind, taken.collect()))
+            .map(|id| (id, waiting.ids.remove(&id).unwrap_or_default()));
+        Some(taken.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::{BoxFuture, join_all};
+
+    use super::*;
+
+    /// How a source is today.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mood {
+        Well,
+        Fails,
+        Hangs,
+    }
+
+    /// Has every id that ends in 1; each query is kept.
+    struct Source {
+        mood: Mutex<Mood>,
+        asked: Mutex<Vec<(IdKind, Vec<KnownId>)>>,
+    }
+
+    impl Source {
+        fn queries(&self) -> usize {
+            self.asked.lock().len()
+        }
+    }
+
+    impl Lookup for Source {
+        fn which_exist<'a>(
+            &'a self,
+            kind: IdKind,
+            ids: &'a [KnownId],
+        ) -> BoxFuture<'a, Result<Vec<bool>, SourceError>> {
+            self.asked.lock().push((kind, ids.to_vec()));
+            Box::pin(async move {
+                let mood = *self.mood.lock();
+                match mood {
+                    Mood::Well => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Mood::Fails => {}
+                    Mood::Hangs => tokio::time::sleep(Duration::from_secs(10)).await,
+                }
+                match mood {
+                    Mood::Well => Ok(ids.iter().map(|id| id.0[15] == 1).collect()),
+                    _ => Err(SourceError::Unreachable("gone".into())),
+                }
+            })
+        }
+    }
+
+    fn lookups(mood: Mood, per_second: u32) -> (Arc<Source>, Arc<Lookups>) {
+        let source = Arc::new(Source {
+            mood: Mutex::new(mood),
+            asked: Mutex::default(),
+        });
+        let lookups = Lookups::new(source.clone(), per_second, Clock::System);
+        (source, lookups)
+    }
+
+    fn id(number: u16) -> KnownId {
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        bytes[15] = u8::from(number % 2 == 1);
+        KnownId(bytes)
+    }
+
+    async fn look(lookups: &Arc<Lookups>, number: u16) -> (Looked, Duration) {
+        let began = Clock::System.now().monotonic;
+        let looked = lookups.look(IdKind::Dataset, id(number)).await;
+        (looked, Clock::System.now().monotonic - began)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_for_the_same_at_once_is_answered_by_one_query_within_the_budget() {
+        let (source, lookups) = lookups(Mood::Well, 10);
+        let asks = (0..200_u16).map(|number| look(&lookups, number % 20));
+        let told = join_all(asks).await;
+        let count = |looked| told.iter().filter(|(told, _)| *told == looked).count();
+        assert_eq!(
+            (
+                count(Looked::Exists),
+                count(Looked::Missing),
+                count(Looked::NoBudget)
+            ),
+            (50, 50, 100)
+        );
+        assert_eq!(source.queries(), 1);
+        assert_eq!(source.asked.lock()[0].1.len(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_request_waits_for_a_database_that_hangs_longer_than_it_has_patience() {
+        let (source, lookups) = lookups(Mood::Hangs, 10);
+        assert_eq!(look(&lookups, 1).await, (Looked::Unsure, PATIENCE));
+        for number in 0..100 {
+            assert_eq!(look(&lookups, number).await, (Looked::Unsure, Duration::ZERO));
+        }
+        assert_eq!(source.queries(), 1);
+        // A table that is locked is one kind's.
+        *source.mood.lock() = Mood::Well;
+        assert_eq!(lookups.look(IdKind::Document, id(1)).await, Looked::Exists);
+        // The query that hung ends in an error; a second later somebody tries again.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(look(&lookups, 1).await, (Looked::Unsure, Duration::ZERO));
+        tokio::time::sleep(SILENCE).await;
+        assert_eq!(look(&lookups, 1).await.0, Looked::Exists);
+        assert_eq!(look(&lookups, 2).await.0, Looked::Missing);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failure_one_look_up_a_second_finds_out_whether_the_source_answers_again() {
+        let (source, lookups) = lookups(Mood::Fails, 1000);
+        for second in 1..5 {
+            let told = join_all((0..50).map(|number| look(&lookups, number / 25 * 2))).await;
+            assert!(told.iter().all(|told| *told == (Looked::Unsure, Duration::ZERO)));
+            assert_eq!(source.queries(), second);
+            tokio::time::sleep(SILENCE).await;
+        }
+        assert!(source.asked.lock()[1..].iter().all(|(_, ids)| ids.len() == 1));
+        *source.mood.lock() = Mood::Well;
+        let told = join_all((0..50).map(|number| look(&lookups, number))).await;
+        assert_eq!(told.iter().filter(|told| told.0 == Looked::Unsure).count(), 49);
+        assert_eq!(look(&lookups, 7).await.0, Looked::Exists);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_that_waits_for_one_id_is_not_told_that_it_is_missing() {
+        let (_source, lookups) = lookups(Mood::Well, 1);
+        let told = join_all((0..MOST_WAITING + 5).map(|_| look(&lookups, 1))).await;
+        assert_eq!(told.iter().filter(|told| told.0 == Looked::Unsure).count(), 5);
+        assert!(
+            told.iter()
+                .all(|told| matches!(told.0, Looked::Exists | Looked::Unsure))
+        );
     }
 }

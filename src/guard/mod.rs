@@ -17,6 +17,8 @@ mod not_found;
 pub mod refusal;
 mod scan;
 mod service;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use build::Background;

@@ -167,6 +167,7 @@ where
         }
         Sent::of(&shared, &request, verdict)
     };
+    let creates = !request.parts.method.is_safe();
     let answer = inner.oneshot(request).await?;
     if let Some(sent) = sent {
         shared.hear(&sent, &answer);
@@ -174,8 +175,14 @@ where
     Ok(if learns.is_empty() || !can_be_read(&answer) {
         answer
     } else {
-        let scanner = Scanner::new();
-        answer.map(|body| read(shared, scanner, body, learns))
+        let learning = Learning {
+            inner: Body::Empty,
+            scanner: Scanner::new(),
+            learns,
+            creates,
+            shared,
+        };
+        answer.map(|body| learning.over(body))
     })
 }
 
@@ -190,29 +197,37 @@ fn can_be_read(answer: &Response<Body>) -> bool {
         && (kind.starts_with(b"application/json") || kind.starts_with(b"text/event-stream"))
 }
 
-/// The same body, of which is learnt before it is given on.
-fn read(shared: Arc<Shared>, mut scanner: Scanner, body: Body, learns: &'static [Learn]) -> Body {
-    match body {
-        Body::Empty => Body::Empty,
-        Body::Full(bytes) => {
-            scanner.scan(&bytes, learns, |kind, id| shared.learn(kind, id));
-            Body::Full(bytes)
-        }
-        Body::Stream(inner) => Body::stream(Learning {
-            inner: Body::Stream(inner),
-            scanner,
-            learns,
-            shared,
-        }),
-    }
-}
-
 /// A body that is read while it passes.
 struct Learning {
     inner: Body,
     scanner: Scanner,
     learns: &'static [Learn],
+    /// Whether what it tells of may be new.
+    creates: bool,
     shared: Arc<Shared>,
+}
+
+impl Learning {
+    /// The same body, of which is learnt before it is given on.
+    fn over(mut self, body: Body) -> Body {
+        match body {
+            Body::Empty => Body::Empty,
+            Body::Full(bytes) => {
+                self.read(&bytes);
+                Body::Full(bytes)
+            }
+            Body::Stream(inner) => {
+                self.inner = Body::Stream(inner);
+                Body::stream(self)
+            }
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        let (shared, creates) = (&self.shared, self.creates);
+        self.scanner
+            .scan(bytes, self.learns, |kind, id| shared.learn(kind, id, creates));
+    }
 }
 
 impl http_body::Body for Learning {
@@ -224,13 +239,10 @@ impl http_body::Body for Learning {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
-        let this = &mut *self;
         if let Some(Ok(frame)) = &frame
             && let Some(bytes) = frame.data_ref()
         {
-            let shared = &this.shared;
-            this.scanner
-                .scan(bytes, this.learns, |kind, id| shared.learn(kind, id));
+            self.read(bytes);
         }
         Poll::Ready(frame)
     }

@@ -34,6 +34,9 @@ const MOST_CLIENTS: usize = 1 << 16;
 /// For how long the fields that all of Dify's answers carry are believed.
 const STAMPED: Duration = Duration::from_secs(60);
 
+/// Told of what Dify's answers show and was not known here.
+pub(super) type OnLearnt = Box<dyn Fn(IdKind, KnownId) + Send + Sync>;
+
 /// What all clones of the guard have in common.
 pub(super) struct Shared {
     pub(super) mode: GuardMode,
@@ -45,6 +48,7 @@ pub(super) struct Shared {
     stamp: ArcSwapOption<(Stamp, Instant)>,
     /// Whether answers tell of ids.
     pub(super) learns: bool,
+    on_learnt: Option<OnLearnt>,
     pub(super) clock: Clock,
     pub(super) metrics: GuardMetrics,
 }
@@ -109,9 +113,17 @@ impl Shared {
                 .build_with_hasher(ahash::RandomState::new()),
             stamp: ArcSwapOption::empty(),
             learns,
+            on_learnt: None,
             clock,
             metrics,
         }
+    }
+
+    /// Tells `on_learnt` of what is new.
+    #[cfg(test)]
+    pub(super) fn telling(mut self, on_learnt: OnLearnt) -> Self {
+        self.on_learnt = Some(on_learnt);
+        self
     }
 
     /// Whether everything that a request asks for is known: then there is nothing to decide.
@@ -232,7 +244,7 @@ impl Shared {
                 .unsure
                 .iter()
                 .filter(|asked| !told(asked).is_some_and(|status| status.is_success()));
-            exist.for_each(|asked| self.learn(asked.kind, asked.id));
+            exist.for_each(|asked| self.learn(asked.kind, asked.id, false));
         }
         let refused = sent.unsure.iter().find(|asked| told(asked) == Some(status));
         if let Some(asked) = refused.filter(|_| sent.unsure.len() == 1 && !status.is_success()) {
@@ -244,11 +256,19 @@ impl Shared {
         self.take_stamp(sent, answer, now);
     }
 
-    /// There is such a thing.
-    pub(super) fn learn(&self, kind: IdKind, id: KnownId) {
-        if !self.known.has(kind, &id) {
+    /// There is such a thing. One that may be new (`is_new`) is told even if a filter seems to have it: the filters of
+    /// others need not.
+    pub(super) fn learn(&self, kind: IdKind, id: KnownId, is_new: bool) {
+        let has = self.known.has(kind, &id);
+        if has && !is_new {
+            return;
+        }
+        let is_news = self.known.learn(kind, id);
+        if !has {
             self.metrics.learned.inc();
-            self.known.add(kind, &[id]);
+        }
+        if let (true, Some(on_learnt)) = (is_news, &self.on_learnt) {
+            on_learnt(kind, id);
         }
     }
 

@@ -5,6 +5,8 @@
 pub mod body;
 pub mod endpoint;
 pub mod failure;
+#[cfg(test)]
+pub(crate) mod histories;
 pub mod ids;
 pub mod known;
 pub mod outcome;

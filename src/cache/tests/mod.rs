@@ -25,7 +25,6 @@ use crate::types::{Body, Failure, FailureKind};
 
 mod background;
 mod flights;
-mod histories;
 mod instances;
 mod interleavings;
 mod model;

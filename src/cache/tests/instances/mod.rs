@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use self::steps::{Faults, Road, Step, history};
 use self::world::World;
-use super::histories::{Played, hold_in_every};
+use crate::types::histories::{Played, hold_in_every};
 
 /// Histories of each kind, unless the environment says otherwise.
 const HISTORIES: u32 = 400;

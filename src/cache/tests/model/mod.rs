@@ -10,9 +10,9 @@ mod world;
 
 use self::steps::history;
 use self::world::World;
-use super::histories::{Played, hold_in_every};
 use crate::config::CacheConfig;
 use crate::config::cache::RefreshAheadConfig;
+use crate::types::histories::{Played, hold_in_every};
 use crate::types::units::{Ratio, Span};
 
 /// Histories of each kind, unless the environment says otherwise.

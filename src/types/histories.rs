@@ -1,4 +1,5 @@
-//! Plays random histories and cuts a failing one down to a short one, which is printed with what happened.
+//! Plays random histories of the models in the tests, and cuts a failing one down to a short one, which is printed with
+//! what happened.
 //!
 //! `DIFY_EDGE_HISTORIES=N` plays N of each kind, `DIFY_EDGE_SEED=N` others.
 
@@ -9,11 +10,11 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 /// What came of a history.
-pub(super) struct Played {
-    pub(super) result: Result<(), String>,
+pub(crate) struct Played {
+    pub(crate) result: Result<(), String>,
     /// Answers that clients got.
-    pub(super) answers: u64,
-    pub(super) log: Vec<String>,
+    pub(crate) answers: u64,
+    pub(crate) log: Vec<String>,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -21,7 +22,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays `count` histories, unless the environment says otherwise; `play` gets the steps and whether a log is wanted.
-pub(super) fn hold_in_every<S: Clone + Debug>(
+pub(crate) fn hold_in_every<S: Clone + Debug>(
     kind: u8,
     count: u32,
     histories: &impl Strategy<Value = Vec<S>>,
@@ -53,7 +54,7 @@ pub(super) fn hold_in_every<S: Clone + Debug>(
             answers > u64::from(cases),
             "the histories say nothing: {answers} answers"
         ),
-        Err(TestError::Fail(_, mut steps)) => {
+        Err(TestError::Fail(why, mut steps)) => {
             // Leaves nothing in that is not needed for some failure.
             let mut at = steps.len();
             while at > 0 {
@@ -67,7 +68,7 @@ pub(super) fn hold_in_every<S: Clone + Debug>(
             }
             let played = play(&steps, true);
             let (number, log) = (found.get().unwrap_or_default(), played.log.join("\n"));
-            panic!("{:?}\nin history {number}, cut to:\n{log}", played.result);
+            panic!("{why}: {:?}\nin history {number}, cut to:\n{log}", played.result);
         }
         Err(TestError::Abort(why)) => panic!("{why}"),
     }
