@@ -200,8 +200,7 @@ impl Shared {
     pub(super) fn may_ask(&self, request: &ClassifiedRequest) -> Result<(), RetryAfter> {
         // Whoever makes up credentials is another principal each time.
         let has_key = request.decision.asks.iter().any(|asked| {
-            matches!(asked.kind, IdKind::AppKey | IdKind::DatasetKey)
-                && self.known.has(asked.kind, &asked.id)
+            matches!(asked.kind, IdKind::AppKey | IdKind::DatasetKey) && self.known.has(asked.kind, &asked.id)
         });
         let principal = request.decision.principal.filter(|_| has_key);
         let payer = Payer::of(principal, request.client.ip());

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+pub use super::breaker::BreakerState;
 use super::pool::Pool;
 use super::probe;
 use crate::config::upstreams::HealthCheckConfig;
@@ -54,6 +55,10 @@ pub struct ReplicaStatus {
     pub slots: usize,
     /// Failures since the last success.
     pub consecutive_failures: u32,
+    /// Whether its circuit breaker lets requests in.
+    pub breaker: BreakerState,
+    /// Milliseconds until an open one lets the next trial in; only while it is open.
+    pub half_open_in_ms: Option<u64>,
     /// The addresses of its name.
     pub addresses: Vec<SocketAddr>,
 }
@@ -89,21 +94,24 @@ impl RoutingControl {
     }
 }
 
-fn status(pool: &Pool) -> UpstreamStatus {
+fn status(pool: &Arc<Pool>) -> UpstreamStatus {
     let (in_flight, queue, longest_queue) = pool.load();
-    let replicas = pool
-        .replicas
-        .iter()
-        .zip(in_flight)
-        .map(|(replica, in_flight)| ReplicaStatus {
+    let replicas = pool.replicas.iter().zip(in_flight).enumerate();
+    let replicas = replicas.map(|(place, (replica, in_flight))| {
+        pool.advance(place);
+        let (breaker, wait) = replica.door.state(pool.now());
+        ReplicaStatus {
             url: replica.url.clone(),
             standby: replica.standby,
             healthy: replica.is_healthy(),
             in_flight,
             slots: pool.slots,
             consecutive_failures: replica.consecutive_failures(),
+            breaker,
+            half_open_in_ms: (breaker == BreakerState::Open).then_some(wait.as_millis() as u64),
             addresses: replica.endpoint.addresses().to_vec(),
-        });
+        }
+    });
     UpstreamStatus {
         name: pool.name.clone(),
         queue,

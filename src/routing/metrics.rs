@@ -4,6 +4,7 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use super::breaker::BreakerState;
 use crate::types::FailureKind;
 
 /// Metrics of replicas and queues.
@@ -13,6 +14,8 @@ pub struct RoutingMetrics {
     healthy: IntGaugeVec,
     queue: IntGaugeVec,
     dispatches: IntCounterVec,
+    breaker: IntGaugeVec,
+    transitions: IntCounterVec,
 }
 
 /// Handles for one replica.
@@ -21,6 +24,13 @@ pub(super) struct ReplicaMetrics {
     pub(super) in_flight: IntGauge,
     pub(super) healthy: IntGauge,
     dispatches: [IntCounter; RESULTS.len()],
+}
+
+/// Handles for the breaker of one replica.
+#[derive(Debug)]
+pub(super) struct BreakerMetrics {
+    state: IntGauge,
+    transitions: [IntCounter; BreakerState::ALL.len()],
 }
 
 /// The closed list of how a dispatch ends.
@@ -54,6 +64,14 @@ impl RoutingMetrics {
             &["upstream", "replica", "result"],
         )?;
         registry.register(Box::new(dispatches.clone()))?;
+        let transitions = IntCounterVec::new(
+            Opts::new(
+                "dify_edge_breaker_transitions_total",
+                "Changes of a replica's circuit breaker, by the state that it came to.",
+            ),
+            &["upstream", "replica", "to"],
+        )?;
+        registry.register(Box::new(transitions.clone()))?;
         Ok(Self {
             in_flight: gauge(
                 "dify_edge_upstream_in_flight",
@@ -71,6 +89,12 @@ impl RoutingMetrics {
                 &["upstream"],
             )?,
             dispatches,
+            breaker: gauge(
+                "dify_edge_breaker_state",
+                "A replica's circuit breaker: 0 closed, 1 half open, 2 open.",
+                &replica,
+            )?,
+            transitions,
         })
     }
 
@@ -84,8 +108,26 @@ impl RoutingMetrics {
         }
     }
 
+    pub(super) fn breaker(&self, upstream: &str, replica: &str) -> BreakerMetrics {
+        BreakerMetrics {
+            state: self.breaker.with_label_values(&[upstream, replica]),
+            transitions: BreakerState::ALL.map(|to| {
+                self.transitions
+                    .with_label_values(&[upstream, replica, to.as_str()])
+            }),
+        }
+    }
+
     pub(super) fn queue(&self, upstream: &str) -> IntGauge {
         self.queue.with_label_values(&[upstream])
+    }
+}
+
+impl BreakerMetrics {
+    /// Counts a change and shows the new state.
+    pub(super) fn came_to(&self, state: BreakerState) {
+        self.state.set(state as i64);
+        self.transitions[state as usize].inc();
     }
 }
 

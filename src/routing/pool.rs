@@ -12,9 +12,12 @@ use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::admission::Pass;
 use super::balance::{Balance, Candidate};
+use super::breaker::{Ticket, Verdict};
 use super::health::Event;
 use super::replica::Replica;
+use crate::types::time::Clock;
 use crate::types::{Failure, FailureKind};
 
 /// The replicas to leave out because they failed this fetch already.
@@ -31,6 +34,7 @@ pub(super) struct Pool {
     queue_metric: IntGauge,
     /// Wakes those who wait for an answer when a replica went out or came back.
     health_changed: Notify,
+    clock: Clock,
     state: Mutex<State>,
 }
 
@@ -45,7 +49,19 @@ struct State {
 struct Waiting {
     ticket: u64,
     avoid: Avoid,
-    hand: oneshot::Sender<Taken>,
+    hand: oneshot::Sender<Result<Admitted, Failure>>,
+}
+
+/// A slot, and the leave to ask its replica.
+pub(super) type Admitted = (Taken, Pass);
+
+/// What a request that wants a replica gets.
+enum Choice {
+    Replica(usize, Ticket),
+    /// Every replica that may serve is busy.
+    Wait,
+    /// No replica may serve.
+    Refused(Failure),
 }
 
 /// A slot that is taken; dropping it gives it to the next in line.
@@ -72,6 +88,7 @@ impl Pool {
         queue_limit: usize,
         queue_metric: IntGauge,
         policy: Box<dyn Balance>,
+        clock: Clock,
     ) -> Self {
         Self {
             name,
@@ -79,6 +96,7 @@ impl Pool {
             queue_limit,
             queue_metric,
             health_changed: Notify::new(),
+            clock,
             state: Mutex::new(State {
                 in_flight: vec![0; replicas.len()],
                 waiting: VecDeque::new(),
@@ -93,15 +111,18 @@ impl Pool {
     /// Takes a slot of a replica outside `avoid`, waiting for one until `limit`.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full or the wait ran out.
-    pub(super) async fn take(self: &Arc<Self>, avoid: &Avoid, limit: Instant) -> Result<Taken, Failure> {
+    /// `Overloaded` when the queue is full or the wait ran out, `NoReplica` when the breakers of all replicas that
+    /// could serve are open.
+    pub(super) async fn take(self: &Arc<Self>, avoid: &Avoid, limit: Instant) -> Result<Admitted, Failure> {
         let (mut place, slot) = {
             let mut state = self.state.lock();
             // Whoever waits already comes first.
-            if state.waiting.is_empty()
-                && let Some(replica) = self.choose(&mut state, avoid)
-            {
-                return Ok(self.hand(replica));
+            if state.waiting.is_empty() {
+                match self.choose(&mut state, avoid) {
+                    Choice::Replica(replica, ticket) => return Ok(self.hand(replica, ticket)),
+                    Choice::Refused(failure) => return Err(failure),
+                    Choice::Wait => {}
+                }
             }
             if state.waiting.len() >= self.queue_limit {
                 return Err(Failure::new(
@@ -131,9 +152,9 @@ impl Pool {
         // Those before may wait for another replica than the one that would do here.
         self.serve_queue();
         match timeout_at(limit, slot).await {
-            Ok(Ok(taken)) => {
+            Ok(Ok(outcome)) => {
                 place.served = true;
-                Ok(taken)
+                outcome
             }
             _ => Err(Failure::new(
                 FailureKind::Overloaded,
@@ -145,20 +166,44 @@ impl Pool {
     /// Takes what was learnt about a replica into account.
     pub(super) fn learn(self: &Arc<Self>, replica: usize, event: Event) {
         if self.replicas[replica].learn(event) {
-            // Another set of replicas may serve now.
-            self.serve_queue();
-            self.health_changed.notify_waiters();
+            self.reconsider();
+        }
+        // After a probe, too: without requests nobody else looks.
+        self.advance(replica);
+    }
+
+    /// Lets trials in to a replica whose time has come.
+    pub(super) fn advance(self: &Arc<Self>, replica: usize) {
+        if self.replicas[replica].door.advance(self.now()) {
+            self.reconsider();
         }
     }
 
-    /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy.
+    /// Takes into account how a request that was let in to a replica ended.
+    pub(super) fn settle(self: &Arc<Self>, replica: usize, ticket: Ticket, verdict: Verdict) {
+        if self.replicas[replica].door.settle(ticket, verdict, self.now()) {
+            self.reconsider();
+        }
+    }
+
+    /// Another set of replicas may serve now.
+    fn reconsider(self: &Arc<Self>) {
+        self.serve_queue();
+        self.health_changed.notify_waiters();
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.clock.now().monotonic
+    }
+
+    /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.
     pub(super) async fn better_elsewhere(&self, replica: usize, avoid: &Avoid) {
         loop {
             // Before the look at the replicas, so that no change is missed.
             let changed = self.health_changed.notified();
             let mut others = self.replicas.iter().enumerate();
             if !self.replicas[replica].is_healthy()
-                && others.any(|(other, it)| it.is_healthy() && !avoid.contains(&other))
+                && others.any(|(other, it)| it.is_healthy() && it.door.is_closed() && !avoid.contains(&other))
             {
                 return;
             }
@@ -174,56 +219,75 @@ impl Pool {
 
     /// Hands free slots to those who wait.
     fn serve_queue(self: &Arc<Self>) {
-        let mut served: SmallVec<[(oneshot::Sender<Taken>, usize); 4]> = SmallVec::new();
+        let mut served: SmallVec<[(oneshot::Sender<_>, Result<(usize, Ticket), Failure>); 4]> =
+            SmallVec::new();
         let mut state = self.state.lock();
         let mut at = 0;
         while let Some(waiting) = state.waiting.get(at) {
             let avoid = waiting.avoid.clone();
-            match self.choose(&mut state, &avoid) {
-                Some(replica) => {
-                    if let Some(waiting) = state.waiting.remove(at) {
-                        served.push((waiting.hand, replica));
-                    }
-                }
+            let outcome = match self.choose(&mut state, &avoid) {
+                Choice::Replica(replica, ticket) => Ok((replica, ticket)),
+                Choice::Refused(failure) => Err(failure),
                 // Nothing is free for anybody behind either, except for one who avoids something.
-                None => match state.waiting.iter().skip(at + 1).position(|w| w.avoid != avoid) {
-                    Some(offset) => at += 1 + offset,
+                Choice::Wait => match state.waiting.iter().skip(at + 1).position(|w| w.avoid != avoid) {
+                    Some(offset) => {
+                        at += 1 + offset;
+                        continue;
+                    }
                     None => break,
                 },
+            };
+            if let Some(waiting) = state.waiting.remove(at) {
+                served.push((waiting.hand, outcome));
             }
         }
         self.publish_queue(&state);
         drop(state);
         // Outside the lock: one who left meanwhile drops the slot, which comes back here.
-        for (hand, replica) in served {
-            let _ = hand.send(self.hand(replica));
+        for (hand, outcome) in served {
+            let _ = hand.send(outcome.map(|(replica, ticket)| self.hand(replica, ticket)));
         }
     }
 
-    fn hand(self: &Arc<Self>, replica: usize) -> Taken {
-        Taken {
+    fn hand(self: &Arc<Self>, replica: usize, ticket: Ticket) -> Admitted {
+        let taken = Taken {
             pool: self.clone(),
             replica,
-        }
+        };
+        (taken, Pass::new(self.clone(), replica, ticket))
     }
 
-    /// Chooses a replica and counts its slot as taken.
-    fn choose(&self, state: &mut State, avoid: &Avoid) -> Option<usize> {
-        let candidates: SmallVec<[Candidate; 16]> = self
-            .fit(avoid)
-            .filter(|replica| state.in_flight[*replica] < self.slots)
-            .map(|replica| Candidate { replica })
-            .collect();
-        let replica = state.policy.choose(&candidates)?;
-        state.in_flight[replica] += 1;
-        self.publish_in_flight(state, replica);
-        Some(replica)
+    /// Chooses a replica, enters there and counts its slot as taken.
+    fn choose(&self, state: &mut State, avoid: &Avoid) -> Choice {
+        let now = self.now();
+        loop {
+            let mut fit = self.fit(avoid, now).peekable();
+            if fit.peek().is_none() {
+                return Choice::Refused(self.refusal(now));
+            }
+            let candidates: SmallVec<[Candidate; 16]> = fit
+                .filter(|replica| state.in_flight[*replica] < self.slots)
+                .map(|replica| Candidate { replica })
+                .collect();
+            let Some(replica) = state.policy.choose(&candidates) else {
+                return Choice::Wait;
+            };
+            // It may have opened since it was found fit.
+            if let Some(ticket) = self.replicas[replica].door.enter(now) {
+                state.in_flight[replica] += 1;
+                self.publish_in_flight(state, replica);
+                return Choice::Replica(replica, ticket);
+            }
+        }
     }
 
     /// The replicas that may serve, busy or not: the healthy ones; else healthy standby replicas; else all,
     /// because a request that fails is no worse than one that is refused. Replicas that failed this fetch
-    /// are left out as long as any other may serve.
-    fn fit<'a>(&'a self, avoid: &'a Avoid) -> impl Iterator<Item = usize> + 'a {
+    /// are left out as long as any other may serve. One whose breaker lets nobody in never serves.
+    fn fit<'a>(&'a self, avoid: &'a Avoid, now: Instant) -> impl Iterator<Item = usize> + 'a {
+        let admitting: SmallVec<[usize; 16]> = (0..self.replicas.len())
+            .filter(|replica| self.replicas[*replica].door.admits(now))
+            .collect();
         let tier = move |tier: u8, replica: usize| {
             let Replica { standby, .. } = self.replicas[replica];
             let healthy = self.replicas[replica].is_healthy();
@@ -235,9 +299,30 @@ impl Pool {
                 _ => !standby,
             }
         };
-        let all = 0..self.replicas.len();
-        let first = (0..3).find(|t| all.clone().any(|r| tier(*t, r))).unwrap_or(3);
-        all.filter(move |r| tier(first, *r))
+        let first = (0..3)
+            .find(|t| admitting.iter().any(|r| tier(*t, *r)))
+            .unwrap_or(3);
+        admitting.into_iter().filter(move |r| tier(first, *r))
+    }
+
+    /// What is said when no replica lets anybody in: when the first one will.
+    fn refusal(&self, now: Instant) -> Failure {
+        let first = self
+            .replicas
+            .iter()
+            .filter(|replica| !replica.standby || replica.is_healthy())
+            .map(|replica| replica.door.state(now).1)
+            .min()
+            .unwrap_or_default();
+        // The next second: a client that comes too early is refused again.
+        let seconds = first.as_secs() + u64::from(first.subsec_nanos() > 0);
+        Failure {
+            retry_after: Some(u16::try_from(seconds.max(1)).unwrap_or(u16::MAX)),
+            ..Failure::new(
+                FailureKind::NoReplica,
+                "every replica of the upstream fails too often and is left alone for a while",
+            )
+        }
     }
 
     fn publish_in_flight(&self, state: &State, replica: usize) {
