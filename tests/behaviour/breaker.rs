@@ -16,6 +16,7 @@ use crate::support::origin::{Action, Origin, Script, answer, chunk, events, json
 use crate::support::{eventually, metrics};
 
 const KEY: (&str, &str) = ("Authorization", "Bearer app-1");
+const HOUR: Span = Span::secs(3600);
 const STATE: &str = "dify_edge_breaker_state";
 
 /// A read that is not kept.
@@ -53,7 +54,13 @@ impl Bench {
         })
         .await;
         let (clock, time) = Clock::manual(SystemTime::now());
-        let edge = edge::start_at(&[origin.address], clock, change).await;
+        let edge = edge::start_at(&[origin.address], clock, |config| {
+            // The clock stands still while real time passes, which would be taken from these.
+            let timeouts = &mut edge::api(config).timeouts;
+            (timeouts.connect, timeouts.total, timeouts.write) = (HOUR, HOUR, HOUR);
+            change(config);
+        })
+        .await;
         Self {
             script,
             origin,
