@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use dify_edge::config::{ReplicaConfig, UpstreamConfig, Upstreams};
+use dify_edge::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams};
 use dify_edge::resilience::{Retry, RetryLayer, RetryMetrics};
 use dify_edge::routing::control::RoutingControl;
 use dify_edge::routing::{Routing, RoutingLayer, RoutingMetrics};
@@ -103,7 +103,13 @@ fn path(addresses: &[SocketAddr], slots: usize) -> Path {
     let upstream_metrics = UpstreamMetrics::register(&registry).unwrap();
     let upstream = Upstream::new(&config, clock.clone(), &upstream_metrics, tracker.clone()).unwrap();
     let routing_metrics = RoutingMetrics::register(&registry).unwrap();
-    let (routing, control) = RoutingLayer::new(&config, clock.clone(), &routing_metrics).unwrap();
+    let (routing, control) = RoutingLayer::new(
+        &config,
+        &BreakerConfig::default(),
+        clock.clone(),
+        &routing_metrics,
+    )
+    .unwrap();
     let token = CancellationToken::new();
     upstream.spawn_background(token.clone(), &tracker);
     control.spawn_background(&upstream, &token, &tracker);

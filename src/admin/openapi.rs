@@ -27,7 +27,7 @@ mod tests {
     use crate::admin::cache::PurgeAnswer;
     use crate::admin::routes::ROUTES;
     use crate::cache::control::{CacheStats, EntryStatus, SharedStats};
-    use crate::routing::control::{ReplicaStatus, UpstreamStatus};
+    use crate::routing::control::{BreakerState, ReplicaStatus, UpstreamStatus};
 
     fn document() -> Value {
         serde_json::from_str(&text()).unwrap()
@@ -119,6 +119,8 @@ mod tests {
                 in_flight: 0,
                 slots: 0,
                 consecutive_failures: 0,
+                breaker: BreakerState::Closed,
+                half_open_in_ms: None,
                 addresses: Vec::new(),
             },
         );

@@ -3,6 +3,7 @@
 //! `load` reads what an operator wrote (file, environment, flags) and turns it into a [`Config`]. A key that
 //! is here keeps its name and meaning.
 
+pub mod breaker;
 pub mod cache;
 pub mod guard;
 pub mod listen;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::units::Span;
 
+pub use breaker::BreakerConfig;
 pub use cache::CacheConfig;
 pub use guard::{GuardConfig, GuardMode};
 pub use listen::{AdminConfig, LimitsConfig, ListenConfig, TlsConfig, Token};
@@ -47,8 +49,8 @@ pub struct Config {
     pub drain_timeout: Span,
     /// What does not exist is answered before it reaches dify-api. Default: not done.
     pub guard: Option<GuardConfig>,
-    /// Accepted, not active in this version: the circuit breaker.
-    pub circuit_breaker: Option<serde_json::Value>,
+    /// When a replica that fails too often is no longer asked.
+    pub circuit_breaker: BreakerConfig,
 }
 
 impl Default for Config {
@@ -64,7 +66,7 @@ impl Default for Config {
             log: LogConfig::default(),
             drain_timeout: Span::secs(30),
             guard: None,
-            circuit_breaker: None,
+            circuit_breaker: BreakerConfig::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+pub use super::breaker::BreakerState;
 use super::pool::{LaneLoad, Pool};
 use super::probe;
 use crate::config::upstreams::HealthCheckConfig;
@@ -67,6 +68,10 @@ pub struct ReplicaStatus {
     pub slots: usize,
     /// Failures since the last success.
     pub consecutive_failures: u32,
+    /// Whether its circuit breaker lets requests in.
+    pub breaker: BreakerState,
+    /// Milliseconds until an open one lets the next trial in; only while it is open.
+    pub half_open_in_ms: Option<u64>,
     /// The addresses of its name.
     pub addresses: Vec<SocketAddr>,
 }
@@ -74,7 +79,7 @@ pub struct ReplicaStatus {
 impl RoutingControl {
     /// All upstreams in name order.
     pub fn snapshot(&self) -> Vec<UpstreamStatus> {
-        self.pools.iter().map(|pool| status(pool)).collect()
+        self.pools.iter().map(status).collect()
     }
 
     /// Starts the probes, which go through `upstream`, and the look-ups of names. They end with `token`.
@@ -102,21 +107,24 @@ impl RoutingControl {
     }
 }
 
-fn status(pool: &Pool) -> UpstreamStatus {
+fn status(pool: &Arc<Pool>) -> UpstreamStatus {
     let (in_flight, lanes) = pool.load();
-    let replicas = pool
-        .replicas
-        .iter()
-        .zip(in_flight)
-        .map(|(replica, in_flight)| ReplicaStatus {
+    let replicas = pool.replicas.iter().zip(in_flight).enumerate();
+    let replicas = replicas.map(|(place, (replica, in_flight))| {
+        pool.advance(place);
+        let (breaker, wait) = replica.door.state(pool.now());
+        ReplicaStatus {
             url: replica.url.clone(),
             standby: replica.standby,
             healthy: replica.is_healthy(),
             in_flight,
             slots: pool.slots,
             consecutive_failures: replica.consecutive_failures(),
+            breaker,
+            half_open_in_ms: (breaker == BreakerState::Open).then_some(wait.as_millis() as u64),
             addresses: replica.endpoint.addresses().to_vec(),
-        });
+        }
+    });
     UpstreamStatus {
         name: pool.name.clone(),
         lanes: lanes.into_iter().map(lane_status).collect(),

@@ -6,6 +6,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::breaker::BreakerState;
 use crate::types::FailureKind;
 use crate::types::request::Lane;
 
@@ -18,6 +19,8 @@ pub struct RoutingMetrics {
     wait: HistogramVec,
     shed: IntCounterVec,
     dispatches: IntCounterVec,
+    breaker: IntGaugeVec,
+    transitions: IntCounterVec,
 }
 
 /// Handles for one lane of an upstream.
@@ -38,6 +41,13 @@ pub(super) struct ReplicaMetrics {
 
 /// Bounds of waits, seconds; those who did not wait are in the first.
 const WAITS: [f64; 9] = [0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0];
+
+/// Handles for the breaker of one replica.
+#[derive(Debug)]
+pub(super) struct BreakerMetrics {
+    state: IntGauge,
+    transitions: [IntCounter; BreakerState::ALL.len()],
+}
 
 /// The closed list of how a dispatch ends.
 const RESULTS: [&str; 7] = [
@@ -83,6 +93,14 @@ impl RoutingMetrics {
         );
         let shed = IntCounterVec::new(shed, &lane)?;
         registry.register(Box::new(shed.clone()))?;
+        let transitions = IntCounterVec::new(
+            Opts::new(
+                "dify_edge_breaker_transitions_total",
+                "Changes of a replica's circuit breaker, by the state that it came to.",
+            ),
+            &["upstream", "replica", "to"],
+        )?;
+        registry.register(Box::new(transitions.clone()))?;
         Ok(Self {
             in_flight: gauge(
                 "dify_edge_upstream_in_flight",
@@ -102,6 +120,12 @@ impl RoutingMetrics {
             wait,
             shed,
             dispatches,
+            breaker: gauge(
+                "dify_edge_breaker_state",
+                "A replica's circuit breaker: 0 closed, 1 half open, 2 open.",
+                &replica,
+            )?,
+            transitions,
         })
     }
 
@@ -124,6 +148,24 @@ impl RoutingMetrics {
                 shed: self.shed.with_label_values(labels),
             }
         })
+    }
+
+    pub(super) fn breaker(&self, upstream: &str, replica: &str) -> BreakerMetrics {
+        BreakerMetrics {
+            state: self.breaker.with_label_values(&[upstream, replica]),
+            transitions: BreakerState::ALL.map(|to| {
+                self.transitions
+                    .with_label_values(&[upstream, replica, to.as_str()])
+            }),
+        }
+    }
+}
+
+impl BreakerMetrics {
+    /// Counts a change and shows the new state.
+    pub(super) fn came_to(&self, state: BreakerState) {
+        self.state.set(state as i64);
+        self.transitions[state as usize].inc();
     }
 }
 

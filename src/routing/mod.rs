@@ -1,10 +1,13 @@
 //! Stage `routing`: chooses the replica for an attempt and waits for a slot of it.
 //!
-//! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by `probe` and by what
-//! requests meet), `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
+//! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by
+//! `probe` and by what requests meet), so does `breaker` (fed by how whole exchanges end, through `admission`),
+//! `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
 //! next stage's.
 
+mod admission;
 mod balance;
+mod breaker;
 pub mod control;
 mod health;
 mod lanes;

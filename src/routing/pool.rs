@@ -11,9 +11,11 @@ use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::admission::Pass;
 use super::balance::{Balance, Candidate};
+use super::breaker::{Ticket, Verdict};
 use super::health::Event;
-use super::lanes::{Lanes, Ticket};
+use super::lanes::{self, Lanes};
 use super::metrics::LaneMetrics;
 use super::replica::Replica;
 use crate::config::upstreams::LanesConfig;
@@ -45,15 +47,38 @@ pub(super) struct Pool {
 }
 
 struct State {
-    /// By replica and lane.
-    in_flight: Vec<[usize; LANES]>,
+    slots: Slots,
     lanes: Lanes<Waiting>,
+}
+
+struct Slots {
+    /// Those in use, by replica and lane.
+    in_flight: Vec<[usize; LANES]>,
     policy: Box<dyn Balance>,
 }
 
 struct Waiting {
     avoid: Avoid,
-    hand: oneshot::Sender<Taken>,
+    hand: oneshot::Sender<Result<Admitted, Failure>>,
+}
+
+/// A slot, and the leave to ask its replica.
+pub(super) type Admitted = (Taken, Pass);
+
+/// What a request that wants a replica gets.
+enum Choice {
+    Replica(usize, Ticket),
+    /// Every replica that may serve is busy.
+    Wait,
+    /// No replica may serve.
+    Refused(Failure),
+}
+
+/// Somebody who need not wait any longer.
+struct Served {
+    hand: oneshot::Sender<Result<Admitted, Failure>>,
+    outcome: Result<(usize, Ticket), Failure>,
+    lane: Lane,
 }
 
 /// How one lane stands.
@@ -77,8 +102,8 @@ pub(super) struct Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
-        state.in_flight[self.replica][self.lane as usize] -= 1;
-        self.pool.publish_in_flight(&state, self.replica);
+        state.slots.in_flight[self.replica][self.lane as usize] -= 1;
+        self.pool.publish_in_flight(&state.slots, self.replica);
         drop(state);
         self.pool.serve_queue();
     }
@@ -104,9 +129,11 @@ impl Pool {
             clock,
             health_changed: Notify::new(),
             state: Mutex::new(State {
-                in_flight: vec![[0; LANES]; replicas.len()],
+                slots: Slots {
+                    in_flight: vec![[0; LANES]; replicas.len()],
+                    policy,
+                },
                 lanes: Lanes::new(queue_limit),
-                policy,
             }),
             replicas,
         }
@@ -115,29 +142,34 @@ impl Pool {
     /// Takes a slot of a replica outside `avoid` for `fetch`, waiting for one until `limit`.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full or the wait ran out.
+    /// `Overloaded` when the queue is full or the wait ran out, `NoReplica` when the breakers of all replicas that
+    /// could serve are open.
     pub(super) async fn take(
         self: &Arc<Self>,
         fetch: &FetchHead,
         avoid: &Avoid,
         limit: Instant,
-    ) -> Result<Taken, Failure> {
+    ) -> Result<Admitted, Failure> {
         let lane = fetch.lane;
         let (mut place, slot) = {
             let mut state = self.state.lock();
             // Whoever waits in this lane already comes first. Those who wait in others cannot use what is free.
-            if state.lanes.length(lane) == 0
-                && let Some(replica) = self.choose(&mut state, lane, avoid)
-            {
-                self.metrics[lane as usize].wait.observe(0.0);
-                return Ok(self.hand(replica, lane));
+            if state.lanes.length(lane) == 0 {
+                match self.choose(&mut state.slots, lane, avoid) {
+                    Choice::Replica(replica, ticket) => {
+                        self.metrics[lane as usize].wait.observe(0.0);
+                        return Ok(self.hand(replica, ticket, lane));
+                    }
+                    Choice::Refused(failure) => return Err(failure),
+                    Choice::Wait => {}
+                }
             }
             let (hand, slot) = oneshot::channel();
             let waiting = Waiting {
                 avoid: avoid.clone(),
                 hand,
             };
-            let now = self.clock.now().monotonic;
+            let now = self.now();
             let Ok((ticket, shed)) = state.lanes.push(lane, fetch.principal, now, waiting) else {
                 self.metrics[lane as usize].shed.inc();
                 return Err(too_many());
@@ -161,9 +193,9 @@ impl Pool {
         // Those before may wait for another replica than the one that would do here.
         self.serve_queue();
         match timeout_at(limit, slot).await {
-            Ok(Ok(taken)) => {
+            Ok(Ok(outcome)) => {
                 place.ticket = None;
-                Ok(taken)
+                outcome
             }
             Ok(Err(_)) => Err(too_many()),
             Err(_) => Err(Failure::new(
@@ -176,20 +208,44 @@ impl Pool {
     /// Takes what was learnt about a replica into account.
     pub(super) fn learn(self: &Arc<Self>, replica: usize, event: Event) {
         if self.replicas[replica].learn(event) {
-            // Another set of replicas may serve now.
-            self.serve_queue();
-            self.health_changed.notify_waiters();
+            self.reconsider();
+        }
+        // After a probe, too: without requests nobody else looks.
+        self.advance(replica);
+    }
+
+    /// Lets trials in to a replica whose time has come.
+    pub(super) fn advance(self: &Arc<Self>, replica: usize) {
+        if self.replicas[replica].door.advance(self.now()) {
+            self.reconsider();
         }
     }
 
-    /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy.
+    /// Takes into account how a request that was let in to a replica ended.
+    pub(super) fn settle(self: &Arc<Self>, replica: usize, ticket: Ticket, verdict: Verdict) {
+        if self.replicas[replica].door.settle(ticket, verdict, self.now()) {
+            self.reconsider();
+        }
+    }
+
+    /// Another set of replicas may serve now.
+    fn reconsider(self: &Arc<Self>) {
+        self.serve_queue();
+        self.health_changed.notify_waiters();
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.clock.now().monotonic
+    }
+
+    /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.
     pub(super) async fn better_elsewhere(&self, replica: usize, avoid: &Avoid) {
         loop {
             // Before the look at the replicas, so that no change is missed.
             let changed = self.health_changed.notified();
             let mut others = self.replicas.iter().enumerate();
             if !self.replicas[replica].is_healthy()
-                && others.any(|(other, it)| it.is_healthy() && !avoid.contains(&other))
+                && others.any(|(other, it)| it.is_healthy() && it.door.is_closed() && !avoid.contains(&other))
             {
                 return;
             }
@@ -200,10 +256,10 @@ impl Pool {
     /// Requests in flight by replica, and how each lane stands.
     pub(super) fn load(&self) -> (Vec<usize>, [LaneLoad; LANES]) {
         let state = self.state.lock();
-        let by_replica = state.in_flight.iter().map(|lanes| lanes.iter().sum());
+        let by_replica = state.slots.in_flight.iter().map(|lanes| lanes.iter().sum());
         let lane = |lane| LaneLoad {
             lane,
-            in_flight: in_flight_of(&state, lane),
+            in_flight: state.slots.of(lane),
             queue: state.lanes.length(lane),
             longest_queue: state.lanes.longest(lane),
             slots: self.lane_slots[lane as usize],
@@ -213,98 +269,98 @@ impl Pool {
 
     /// Hands free slots to those who wait.
     fn serve_queue(self: &Arc<Self>) {
-        let mut served: SmallVec<[(oneshot::Sender<Taken>, usize, Lane); 4]> = SmallVec::new();
+        let mut served: SmallVec<[Served; 4]> = SmallVec::new();
         let mut state = self.state.lock();
-        let now = self.clock.now().monotonic;
+        let now = self.now();
         while let Some(next) = self.serve_one(&mut state, now) {
             served.push(next);
         }
         drop(state);
         // Outside the lock: one who left meanwhile drops the slot, which comes back here.
-        for (hand, replica, lane) in served {
-            let _ = hand.send(self.hand(replica, lane));
+        for Served { hand, outcome, lane } in served {
+            let _ = hand.send(outcome.map(|(replica, ticket)| self.hand(replica, ticket, lane)));
         }
     }
 
     /// The next who can have a slot, of the lane that has the least of its share.
-    fn serve_one(&self, state: &mut State, now: Instant) -> Option<(oneshot::Sender<Taken>, usize, Lane)> {
+    fn serve_one(&self, state: &mut State, now: Instant) -> Option<Served> {
+        let State { slots, lanes } = state;
         let mut order: SmallVec<[(f64, Lane); LANES]> = Lane::ALL
             .into_iter()
-            .filter(|lane| state.lanes.length(*lane) > 0)
-            .map(|lane| {
-                (
-                    in_flight_of(state, lane) as f64 / self.shares[lane as usize],
-                    lane,
-                )
-            })
+            .filter(|lane| lanes.length(*lane) > 0)
+            .map(|lane| (slots.of(lane) as f64 / self.shares[lane as usize], lane))
             .collect();
         order.sort_by(|one, other| one.0.total_cmp(&other.0));
-        for (_, lane) in order {
-            let State {
-                in_flight,
-                lanes,
-                policy,
-            } = &mut *state;
+        order.into_iter().find_map(|(_, lane)| {
             // What is not free for one is not free for another who avoids the same.
             let mut in_vain: SmallVec<[Avoid; 2]> = SmallVec::new();
             let fits = |waiting: &Waiting| {
                 if in_vain.contains(&waiting.avoid) {
                     return None;
                 }
-                let replica = policy.choose(&self.candidates(in_flight, lane, &waiting.avoid));
-                if replica.is_none() {
-                    in_vain.push(waiting.avoid.clone());
+                match self.choose(slots, lane, &waiting.avoid) {
+                    Choice::Replica(replica, ticket) => Some(Ok((replica, ticket))),
+                    Choice::Refused(failure) => Some(Err(failure)),
+                    Choice::Wait => {
+                        in_vain.push(waiting.avoid.clone());
+                        None
+                    }
                 }
-                replica
             };
-            if let Some((waiting, replica, waited)) = lanes.next(lane, now, fits) {
-                self.metrics[lane as usize].wait.observe(waited.as_secs_f64());
-                state.in_flight[replica][lane as usize] += 1;
-                self.publish_in_flight(state, replica);
-                self.publish_queue(state, lane);
-                return Some((waiting.hand, replica, lane));
-            }
-        }
-        None
+            let (waiting, outcome, waited) = lanes.next(lane, now, fits)?;
+            self.metrics[lane as usize].wait.observe(waited.as_secs_f64());
+            self.metrics[lane as usize].queue.set(lanes.length(lane) as i64);
+            let hand = waiting.hand;
+            Some(Served { hand, outcome, lane })
+        })
     }
 
-    fn hand(self: &Arc<Self>, replica: usize, lane: Lane) -> Taken {
-        Taken {
+    fn hand(self: &Arc<Self>, replica: usize, ticket: Ticket, lane: Lane) -> Admitted {
+        let taken = Taken {
             pool: self.clone(),
             replica,
             lane,
+        };
+        (taken, Pass::new(self.clone(), replica, ticket))
+    }
+
+    /// Chooses a replica, enters there and counts its slot as taken.
+    fn choose(&self, slots: &mut Slots, lane: Lane, avoid: &Avoid) -> Choice {
+        let now = self.now();
+        loop {
+            let mut fit = self.fit(avoid, now).peekable();
+            if fit.peek().is_none() {
+                return Choice::Refused(self.refusal(now));
+            }
+            let candidates: SmallVec<[Candidate; 16]> = fit
+                .filter(|replica| self.has_slot(&slots.in_flight[*replica], lane))
+                .map(|replica| Candidate { replica })
+                .collect();
+            let Some(replica) = slots.policy.choose(&candidates) else {
+                return Choice::Wait;
+            };
+            // It may have opened since it was found fit.
+            if let Some(ticket) = self.replicas[replica].door.enter(now) {
+                slots.in_flight[replica][lane as usize] += 1;
+                self.publish_in_flight(slots, replica);
+                return Choice::Replica(replica, ticket);
+            }
         }
     }
 
-    /// Chooses a replica and counts its slot as taken.
-    fn choose(&self, state: &mut State, lane: Lane, avoid: &Avoid) -> Option<usize> {
-        let candidates = self.candidates(&state.in_flight, lane, avoid);
-        let replica = state.policy.choose(&candidates)?;
-        state.in_flight[replica][lane as usize] += 1;
-        self.publish_in_flight(state, replica);
-        Some(replica)
-    }
-
-    /// The replicas that have a slot for a request of `lane`.
-    fn candidates(
-        &self,
-        in_flight: &[[usize; LANES]],
-        lane: Lane,
-        avoid: &Avoid,
-    ) -> SmallVec<[Candidate; 16]> {
-        self.fit(avoid)
-            .filter(|replica| {
-                let of = &in_flight[*replica];
-                of.iter().sum::<usize>() < self.slots && of[lane as usize] < self.lane_slots[lane as usize]
-            })
-            .map(|replica| Candidate { replica })
-            .collect()
+    /// Whether a replica with so many in flight has room for one more of `lane`.
+    fn has_slot(&self, in_flight: &[usize; LANES], lane: Lane) -> bool {
+        in_flight.iter().sum::<usize>() < self.slots
+            && in_flight[lane as usize] < self.lane_slots[lane as usize]
     }
 
     /// The replicas that may serve, busy or not: the healthy ones; else healthy standby replicas; else all,
     /// because a request that fails is no worse than one that is refused. Replicas that failed this fetch
-    /// are left out as long as any other may serve.
-    fn fit<'a>(&'a self, avoid: &'a Avoid) -> impl Iterator<Item = usize> + 'a {
+    /// are left out as long as any other may serve. One whose breaker lets nobody in never serves.
+    fn fit<'a>(&'a self, avoid: &'a Avoid, now: Instant) -> impl Iterator<Item = usize> + 'a {
+        let admitting: SmallVec<[usize; 16]> = (0..self.replicas.len())
+            .filter(|replica| self.replicas[*replica].door.admits(now))
+            .collect();
         let tier = move |tier: u8, replica: usize| {
             let Replica { standby, .. } = self.replicas[replica];
             let healthy = self.replicas[replica].is_healthy();
@@ -316,14 +372,35 @@ impl Pool {
                 _ => !standby,
             }
         };
-        let all = 0..self.replicas.len();
-        let first = (0..3).find(|t| all.clone().any(|r| tier(*t, r))).unwrap_or(3);
-        all.filter(move |r| tier(first, *r))
+        let first = (0..3)
+            .find(|t| admitting.iter().any(|r| tier(*t, *r)))
+            .unwrap_or(3);
+        admitting.into_iter().filter(move |r| tier(first, *r))
     }
 
-    fn publish_in_flight(&self, state: &State, replica: usize) {
+    /// What is said when no replica lets anybody in: when the first one will.
+    fn refusal(&self, now: Instant) -> Failure {
+        let first = self
+            .replicas
+            .iter()
+            .filter(|replica| !replica.standby || replica.is_healthy())
+            .map(|replica| replica.door.state(now).1)
+            .min()
+            .unwrap_or_default();
+        // The next second: a client that comes too early is refused again.
+        let seconds = first.as_secs() + u64::from(first.subsec_nanos() > 0);
+        Failure {
+            retry_after: Some(u16::try_from(seconds.max(1)).unwrap_or(u16::MAX)),
+            ..Failure::new(
+                FailureKind::NoReplica,
+                "every replica of the upstream fails too often and is left alone for a while",
+            )
+        }
+    }
+
+    fn publish_in_flight(&self, slots: &Slots, replica: usize) {
         let gauge = &self.replicas[replica].metrics.in_flight;
-        gauge.set(state.in_flight[replica].iter().sum::<usize>() as i64);
+        gauge.set(slots.in_flight[replica].iter().sum::<usize>() as i64);
     }
 
     fn publish_queue(&self, state: &State, lane: Lane) {
@@ -333,8 +410,11 @@ impl Pool {
     }
 }
 
-fn in_flight_of(state: &State, lane: Lane) -> usize {
-    state.in_flight.iter().map(|lanes| lanes[lane as usize]).sum()
+impl Slots {
+    /// Those in use of one lane.
+    fn of(&self, lane: Lane) -> usize {
+        self.in_flight.iter().map(|lanes| lanes[lane as usize]).sum()
+    }
 }
 
 fn too_many() -> Failure {
@@ -347,7 +427,7 @@ fn too_many() -> Failure {
 /// A place in the queue; dropping it leaves the queue.
 struct Place {
     pool: Arc<Pool>,
-    ticket: Option<Ticket>,
+    ticket: Option<lanes::Ticket>,
     lane: Lane,
 }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::admission::Door;
 use super::health::{Event, Health};
 use super::metrics::ReplicaMetrics;
 use super::resolve::Resolve;
@@ -26,6 +27,8 @@ pub(super) struct Replica {
     pub(super) standby: bool,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) metrics: ReplicaMetrics,
+    /// Lets requests in, or not, by how those before fared.
+    pub(super) door: Door,
     /// Wakes the prober before its time.
     pub(super) probe_soon: Notify,
     health: Mutex<Health>,
@@ -44,12 +47,14 @@ impl Replica {
         health: Health,
         resolver: Arc<dyn Resolve>,
         metrics: ReplicaMetrics,
+        door: Door,
     ) -> Self {
         Self {
             url,
             standby,
             endpoint: Arc::new(endpoint),
             metrics,
+            door,
             probe_soon: Notify::new(),
             health: Mutex::new(health),
             healthy: AtomicBool::new(true),

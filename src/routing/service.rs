@@ -1,7 +1,7 @@
 //! The middleware: gives an attempt its replica and learns from what comes back.
 //!
-//! A head that comes back is a success, a connection that fails or breaks before one is a failure. What becomes
-//! of the body is not judged here. A replica that keeps a request waiting is probed, and once it is known to be
+//! For `health` a head that comes back is a success, a connection that fails or breaks before one is a failure; the
+//! breaker judges the whole exchange, which `admission` follows to the last byte of the body. A replica that keeps a request waiting is probed, and once it is known to be
 //! unhealthy the reads that wait for it are ended, so that the stage above can ask another; writes are not,
 //! because they may be carried out.
 
@@ -16,14 +16,16 @@ use http::Response;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service};
 
+use super::admission::{Door, FAIR_CHANCE, verdict};
 use super::balance;
+use super::breaker::Verdict;
 use super::control::RoutingControl;
 use super::health::{Event, Health};
 use super::metrics::RoutingMetrics;
 use super::pool::Pool;
 use super::replica::Replica;
 use super::resolve::{Resolve, SystemResolver};
-use crate::config::Upstreams;
+use crate::config::{BreakerConfig, Upstreams};
 use crate::types::endpoint::{Endpoint, Slot};
 use crate::types::outcome::Phases;
 use crate::types::request::{Attempt, Dispatch, FailedAttempt, UpstreamId};
@@ -32,9 +34,6 @@ use crate::types::{Body, Failure, FailureKind};
 
 /// The longest wait for a slot of a request that has no deadline.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// A time-out is held against a replica only if it had the request for this long: the time may have gone
-/// while the request waited for a slot. After the same time without an answer it is probed.
-const FAIR_CHANCE: Duration = Duration::from_secs(1);
 
 /// Puts [`Routing`] before a service that speaks to one replica.
 #[derive(Clone)]
@@ -50,11 +49,13 @@ impl RoutingLayer {
     /// When a replica's URL or a probe's path cannot be read.
     pub fn new(
         config: &Upstreams,
+        breaker: &BreakerConfig,
         clock: Clock,
         metrics: &RoutingMetrics,
     ) -> Result<(Self, RoutingControl), String> {
         Self::with_resolver(
             config,
+            breaker,
             clock,
             metrics,
             &(Arc::new(SystemResolver) as Arc<dyn Resolve>),
@@ -63,6 +64,7 @@ impl RoutingLayer {
 
     pub(super) fn with_resolver(
         config: &Upstreams,
+        breaker: &BreakerConfig,
         clock: Clock,
         metrics: &RoutingMetrics,
         resolver: &Arc<dyn Resolve>,
@@ -79,14 +81,16 @@ impl RoutingLayer {
             let mut replicas = Vec::new();
             for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
                 let endpoint = Endpoint::parse(UpstreamId(index), place, &from.url)?;
-                let metrics = metrics.replica(name, &endpoint.authority());
+                let authority = endpoint.authority();
+                let door = Door::new(from.url.clone(), breaker, metrics.breaker(name, &authority));
                 replicas.push(Replica::new(
                     from.url.clone(),
                     place >= upstream.replicas.len(),
                     endpoint,
                     Health::new(check.unhealthy_after, check.healthy_after),
                     resolver.clone(),
-                    metrics,
+                    metrics.replica(name, &authority),
+                    door,
                 ));
             }
             pools.push(Arc::new(Pool::new(
@@ -184,7 +188,7 @@ where
     let asked = clock.now().monotonic;
     let deadline = attempt.fetch.deadline;
     let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
-    let taken = pool
+    let (taken, pass) = pool
         .take(&attempt.fetch, &attempt.avoid, limit)
         .await
         .map_err(nowhere)?;
@@ -206,7 +210,7 @@ where
         never = suspect(replica, started, deadline) => match never {},
         () = can_be_ended(pool, place, &attempt) => {
             replica.metrics.ended();
-            // Not held against the replica: the probes that put it out have said it already.
+            // Not held against the replica, nor by its breaker: the probes that put it out have said it already.
             return Err(FailedAttempt {
                 failure: Failure::new(
                     FailureKind::UpstreamTimeout,
@@ -226,15 +230,12 @@ where
             pool.learn(place, Event::RequestOk);
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
-            Ok(response)
+            Ok(pass.follow(response, clock.now().monotonic - started))
         }
         Err(failure) => {
-            let to_blame = match failure.kind {
-                FailureKind::ConnectFailed | FailureKind::ConnectTimeout | FailureKind::UpstreamReset => true,
-                FailureKind::UpstreamTimeout => clock.now().monotonic - started >= FAIR_CHANCE,
-                _ => false,
-            };
-            if to_blame {
+            let verdict = verdict(&failure, clock.now().monotonic - started);
+            pass.settle(verdict);
+            if verdict == Verdict::Failure {
                 pool.learn(place, Event::RequestFailed);
                 replica.probe_soon.notify_one();
             }

@@ -25,6 +25,8 @@ pub(super) struct Progress(Arc<Mutex<Record>>);
 struct Record {
     moved: Instant,
     complete: bool,
+    /// Whether the upstream would take more than the client has sent.
+    starved: bool,
     failure: Option<Failure>,
 }
 
@@ -37,6 +39,12 @@ impl Progress {
     /// Whether all of it was taken.
     pub(super) fn is_complete(&self) -> bool {
         self.0.lock().complete
+    }
+
+    /// Whether it is the client that keeps everybody waiting.
+    pub(super) fn is_starved(&self) -> bool {
+        let record = self.0.lock();
+        record.starved && !record.complete
     }
 
     /// What ended it early.
@@ -61,6 +69,7 @@ impl RequestBody {
         let progress = Progress(Arc::new(Mutex::new(Record {
             moved: clock.now().monotonic,
             complete: inner.is_empty(),
+            starved: false,
             failure: None,
         })));
         let body = Self {
@@ -91,8 +100,10 @@ impl http_body::Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         // A client that waits for `100 Continue` has been told to go on: there is no way back.
         self.slot = None;
-        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
         let mut record = self.progress.0.lock();
+        record.starved = polled.is_pending();
+        let frame = std::task::ready!(polled);
         record.moved = self.clock.now().monotonic;
         match &frame {
             None => record.complete = true,

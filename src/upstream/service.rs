@@ -233,9 +233,17 @@ impl Inner {
             let idle = fetch.timeouts.idle.map(|idle| progress.moved() + idle);
             let limit = earliest(idle, fetch.deadline);
             if limit.is_some_and(|limit| limit <= self.clock.now().monotonic) {
-                let late = "the upstream did not answer in time";
+                // A client that sends slowly must not make its replica look slow.
+                let failure = if progress.is_starved() {
+                    Failure::new(FailureKind::RequestTimeout, "the request's body took too long")
+                } else {
+                    Failure::new(
+                        FailureKind::UpstreamTimeout,
+                        "the upstream did not answer in time",
+                    )
+                };
                 break Err(NoAnswer {
-                    failure: Failure::new(FailureKind::UpstreamTimeout, late),
+                    failure,
                     broke: false,
                 });
             }

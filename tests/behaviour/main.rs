@@ -12,6 +12,7 @@
 mod admin;
 mod admin_purge;
 mod background;
+mod breaker;
 mod captures;
 mod coalescing;
 mod commands;

@@ -3,6 +3,7 @@
 //! Every problem is found, not only the first. Nothing here looks outside the configuration, but for
 //! [`unreadable_files`], which only warns: a file may be there later, on another machine.
 
+mod breaker;
 mod cache;
 mod guard;
 mod redis_url;
@@ -37,6 +38,7 @@ impl Config {
         check.limits(self);
         check.cache(self);
         check.guard(self);
+        check.breaker(self);
         check.log(self);
         check.span(&key("drain_timeout"), self.drain_timeout, true);
         check.found

@@ -49,12 +49,6 @@ impl Config {
         if self.cache.answers.is_some() {
             say(cache.join("answers"), "generated answers are not cached");
         }
-        if self.circuit_breaker.is_some() {
-            say(
-                root.join("circuit_breaker"),
-                "failing replicas are found by `health_check` alone",
-            );
-        }
         if self.cache.r#type == CacheType::Memory && self.cache.redis.url.is_some() {
             found.push(Finding::new(
                 cache.join("redis").join("url"),

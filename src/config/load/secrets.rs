@@ -94,12 +94,9 @@ mod tests {
         ] {
             assert_eq!(hidden(written), shown);
         }
-        let config = Config {
-            circuit_breaker: Some(
-                serde_json::json!({"api_token": "t0p", "sources": [{"url": "pg://u:t0p@db"}]}),
-            ),
-            ..Config::default()
-        };
+        let mut config = Config::default();
+        config.cache.answers =
+            Some(serde_json::json!({"api_token": "t0p", "sources": [{"url": "pg://u:t0p@db"}]}));
         let shown = config.redacted().to_string();
         assert!(
             !shown.contains("t0p") && shown.contains("pg://u:***@db"),

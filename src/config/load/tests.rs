@@ -1,5 +1,6 @@
 //! Loading as a whole: what wins, what is refused and how it is said, what is printed.
 
+mod breaker;
 mod guard;
 mod redis;
 
@@ -364,7 +365,6 @@ fn every_key_without_effect_is_named_and_nothing_else() {
             "upstreams.api.balance.policy",
             "upstreams.api.replicas",
             "cache.answers",
-            "circuit_breaker",
             "listen[1].tls.cert",
             "listen[1].tls.key"
         ]
@@ -398,7 +398,7 @@ fn what_is_printed_loads_to_the_same_and_says_where_each_value_is_from() {
 #[test]
 fn passwords_are_not_printed() {
     let text = format!(
-        "{ONE_UPSTREAM}cache: {{redis: {{url: 'redis://u:hunter2@h:1/0'}}}}\ncircuit_breaker: {{token: hunter2}}"
+        "{ONE_UPSTREAM}cache: {{redis: {{url: 'redis://u:hunter2@h:1/0'}}, answers: {{token: hunter2}}}}"
     );
     let printed = load_text(&text).unwrap().print();
     assert!(!printed.contains("hunter2"), "{printed}");
@@ -536,10 +536,9 @@ fn a_file_that_cannot_be_read_is_named() {
 proptest! {
     #[test]
     fn any_text_in_a_free_section_survives_printing(key in "\\PC{0,12}", text in "(\\PC|[\\t\\n\\r\u{85}\u{2028}\u{feff}\0]){0,24}") {
-        let config = Config {
-            circuit_breaker: Some(json!({ "k": { "x": text.as_str() }, key: [text.as_str(), { "y": text.as_str() }] })),
-            ..load_text(ONE_UPSTREAM).unwrap().config
-        };
+        let mut config = load_text(ONE_UPSTREAM).unwrap().config;
+        config.cache.answers =
+            Some(json!({ "k": { "x": text.as_str() }, key: [text.as_str(), { "y": text.as_str() }] }));
         prop_assume!(config.redacted() == serde_json::to_value(&config).unwrap());
         let nothing = Node::from_value(json!({}), &Origin::Default);
         let printed = print::print(&config, &nothing);

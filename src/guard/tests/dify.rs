@@ -109,7 +109,7 @@ fn classified(method: Method, template: &'static str, path: &str, key: Option<&s
             principal: Some(whose),
             fills: Tags::new(),
             invalidates: Tags::new(),
-            lane: Lane::Interactive,
+            lane: Lane::Short,
             timeouts: Timeouts {
                 total: None,
                 idle: None,

@@ -3,7 +3,6 @@
 //! They are found by probes that follow a failed one, or a request without answer, at once; then the reads
 //! that wait for them are ended, and nothing else is.
 
-use bytes::Bytes;
 use http::Method;
 
 use super::*;

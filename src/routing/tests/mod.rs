@@ -2,6 +2,7 @@
 //!
 //! [`Fake`] stands for the next stage, [`Names`] for the name service; time is paused, so hours pass at once.
 
+mod breaker;
 mod frozen;
 mod lanes;
 mod names;
@@ -12,8 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream;
 use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +27,7 @@ use tower::{Layer, Service};
 
 use super::resolve::{Lookup, Resolve};
 use super::*;
-use crate::config::{ReplicaConfig, UpstreamConfig, Upstreams};
+use crate::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams};
 use crate::routing::control::{RoutingControl, UpstreamStatus};
 use crate::types::endpoint::Slot;
 use crate::types::ids::Principal;
@@ -42,6 +47,10 @@ enum Mood {
     Refuses,
     Resets,
     TimesOut(Duration),
+    /// Answers with this status and no content.
+    Says(u16),
+    /// Answers with some content, and after that time with its end or this failure.
+    Streams(Duration, Option<FailureKind>),
 }
 
 const HANGS: Mood = Mood::TimesOut(Duration::from_secs(5));
@@ -103,6 +112,12 @@ impl Fake {
                 sleep(after).await;
                 Err(Failure::new(FailureKind::UpstreamTimeout, "").sent())
             }
+            Mood::Says(status) => {
+                let mut response = Response::new(Body::Empty);
+                *response.status_mut() = status.try_into().unwrap();
+                Ok(response)
+            }
+            Mood::Streams(after, failure) => Ok(Response::new(streaming(after, failure))),
         };
         if slot.is_some() {
             self.busy.fetch_sub(1, Ordering::SeqCst);
@@ -110,6 +125,19 @@ impl Fake {
         drop(slot);
         result
     }
+}
+
+fn streaming(after: Duration, failure: Option<FailureKind>) -> Body {
+    Body::stream(StreamBody::new(stream::unfold(0, move |at| async move {
+        match at {
+            0 => Some((Ok(Frame::data(Bytes::from_static(b"data"))), 1)),
+            1 => {
+                sleep(after).await;
+                failure.map(|kind| (Err(Failure::new(kind, "").sent()), 2))
+            }
+            _ => None,
+        }
+    })))
 }
 
 impl Service<Dispatch> for Fake {
@@ -186,7 +214,16 @@ fn config(count: usize, standby: usize, slots: usize, queue: usize) -> UpstreamC
 }
 
 impl Rig {
+    /// Without breakers, which would refuse what these replicas are asked in vain.
     fn new(config: UpstreamConfig) -> Self {
+        let off = BreakerConfig {
+            enabled: false,
+            ..BreakerConfig::default()
+        };
+        Self::with_breakers(config, &off)
+    }
+
+    fn with_breakers(config: UpstreamConfig, breaker: &BreakerConfig) -> Self {
         let registry = prometheus::Registry::new();
         let metrics = RoutingMetrics::register(&registry).unwrap();
         let fake = Fake::default();
@@ -195,7 +232,7 @@ impl Rig {
         let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
         let (layer, control) =
-            RoutingLayer::with_resolver(&upstreams, Clock::System, &metrics, &resolver).unwrap();
+            RoutingLayer::with_resolver(&upstreams, breaker, Clock::System, &metrics, &resolver).unwrap();
         Self {
             routing: layer.layer(fake.clone()),
             fake,
@@ -549,7 +586,7 @@ async fn wrong_urls_and_probe_paths_are_refused_with_a_reason() {
     let metrics = RoutingMetrics::register(&prometheus::Registry::new()).unwrap();
     let build = |config: UpstreamConfig| {
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
-        RoutingLayer::new(&upstreams, Clock::System, &metrics).err()
+        RoutingLayer::new(&upstreams, &BreakerConfig::default(), Clock::System, &metrics).err()
     };
     let mut wrong = config(1, 0, 1, 1);
     wrong.replicas[0].url = "api:5001".into();

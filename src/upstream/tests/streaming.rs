@@ -296,6 +296,21 @@ async fn the_deadline_covers_the_wait_for_the_head() {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_too_slowly_for_the_deadline_is_not_the_upstreams_fault() {
+    let origin = Origin::start(|mut conn, _| async move { conn.until_closed().await }).await;
+    let mut rig = Rig::new(origin.address);
+    rig.timeouts = short_timeouts(Some(5), Some(300));
+    tokio::time::pause();
+    let (feed, body) = fed_body();
+    feed.send(Ok("beginning".into())).await.unwrap();
+    let failure = rig
+        .fetch(Request::post("/").body(body).unwrap())
+        .await
+        .unwrap_err();
+    assert_eq!((failure.kind, failure.sent), (FailureKind::RequestTimeout, true));
+}
+
+#[tokio::test]
 async fn the_deadline_covers_the_body_however_lively_it_is() {
     let origin = Origin::start(|mut conn, _| async move {
         conn.request().await;

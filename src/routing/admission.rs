@@ -1,0 +1,242 @@
+//! Lets requests in to one replica as its `breaker` says, and sees to it that each tells how it ended.
+//!
+//! [`Door`] is the breaker with its lock, its metrics and its log. A request holds a [`Pass`] from the choice of
+//! the replica to the last byte of the answer, and dropping it says that nothing was learnt: a client that leaves
+//! gives a trial back.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::breaker::{Breaker, BreakerState, Change, Ticket, Verdict};
+use super::metrics::BreakerMetrics;
+use super::pool::Pool;
+use crate::config::BreakerConfig;
+use crate::types::{Body, Failure, FailureKind};
+
+/// A time-out is held against a replica only if it was waited for, for this long in all: the time may have gone
+/// while the request waited for a slot, or while the client read slowly.
+pub(super) const FAIR_CHANCE: Duration = Duration::from_secs(1);
+
+/// The breaker of one replica, if there is one.
+pub(super) struct Door {
+    replica: String,
+    breaker: Option<Mutex<Breaker>>,
+    /// Whether the breaker is closed, to be read without its lock.
+    closed: AtomicBool,
+    count_500: bool,
+    metrics: BreakerMetrics,
+}
+
+impl Door {
+    /// Open to everybody at first. `replica` is its name in the log.
+    pub(super) fn new(replica: String, config: &BreakerConfig, metrics: BreakerMetrics) -> Self {
+        Self {
+            replica,
+            breaker: config.enabled.then(|| Mutex::new(Breaker::new(config))),
+            closed: AtomicBool::new(true),
+            count_500: config.count_500,
+            metrics,
+        }
+    }
+
+    /// Whether everybody is let in.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether a request would be let in now.
+    pub(super) fn admits(&self, now: Instant) -> bool {
+        self.is_closed() || self.locked(|breaker| breaker.admits(now)).unwrap_or(true)
+    }
+
+    /// The state, and the time until it is half open (zero unless it is open).
+    pub(super) fn state(&self, now: Instant) -> (BreakerState, Duration) {
+        self.locked(|breaker| (breaker.state(), breaker.half_open_in(now)))
+            .unwrap_or((BreakerState::Closed, Duration::ZERO))
+    }
+
+    /// Lets trials in if the time has come. True when that is a change.
+    pub(super) fn advance(&self, now: Instant) -> bool {
+        !self.is_closed()
+            && self
+                .locked(|breaker| self.tell(breaker.advance(now)))
+                .unwrap_or(false)
+    }
+
+    /// Lets a request in, or does not.
+    pub(super) fn enter(&self, now: Instant) -> Option<Ticket> {
+        let entered = self.locked(|breaker| {
+            self.tell(breaker.advance(now));
+            breaker.enter(now)
+        });
+        entered.unwrap_or(Some(Ticket::default()))
+    }
+
+    /// Takes into account how a request ended. True when others may be let in by it, or no longer.
+    pub(super) fn settle(&self, ticket: Ticket, verdict: Verdict, now: Instant) -> bool {
+        self.locked(|breaker| self.tell(breaker.settle(ticket, verdict, now))) == Some(true)
+            || !self.is_closed()
+    }
+
+    fn locked<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> Option<T> {
+        self.breaker.as_ref().map(|breaker| act(&mut breaker.lock()))
+    }
+
+    /// Makes a change known; called under the lock, so that changes are told in their order.
+    fn tell(&self, change: Option<Change>) -> bool {
+        let Some(change) = change else { return false };
+        self.closed
+            .store(change.to == BreakerState::Closed, Ordering::Release);
+        self.metrics.came_to(change.to);
+        let Change {
+            failures, results, ..
+        } = change;
+        match change.to {
+            BreakerState::Open => tracing::warn!(
+                replica = self.replica,
+                failures,
+                results,
+                sleep = ?change.sleep,
+                "circuit breaker is open: too many requests failed"
+            ),
+            BreakerState::HalfOpen => tracing::info!(
+                replica = self.replica,
+                "circuit breaker is half open: trials are let in"
+            ),
+            BreakerState::Closed => tracing::info!(
+                replica = self.replica,
+                failures,
+                results,
+                "circuit breaker is closed: its trials succeeded"
+            ),
+        }
+        true
+    }
+
+    fn is_failure(&self, status: StatusCode) -> bool {
+        match status.as_u16() {
+            502..=504 => true,
+            500 => self.count_500,
+            _ => false,
+        }
+    }
+}
+
+/// The verdict on a replica that `failure` came from after `waited` for it.
+pub(super) fn verdict(failure: &Failure, waited: Duration) -> Verdict {
+    match failure.kind {
+        FailureKind::ConnectFailed | FailureKind::ConnectTimeout | FailureKind::UpstreamReset => {
+            Verdict::Failure
+        }
+        FailureKind::UpstreamTimeout if waited >= FAIR_CHANCE => Verdict::Failure,
+        _ => Verdict::Unknown,
+    }
+}
+
+/// The leave of one request to ask one replica.
+pub(super) struct Pass {
+    pool: Arc<Pool>,
+    replica: usize,
+    /// Gone once it is settled.
+    ticket: Option<Ticket>,
+}
+
+impl Pass {
+    pub(super) fn new(pool: Arc<Pool>, replica: usize, ticket: Ticket) -> Self {
+        Self {
+            pool,
+            replica,
+            ticket: Some(ticket),
+        }
+    }
+
+    /// Says how the request ended.
+    pub(super) fn settle(mut self, verdict: Verdict) {
+        self.end(verdict);
+    }
+
+    fn end(&mut self, verdict: Verdict) {
+        if let Some(ticket) = self.ticket.take() {
+            self.pool.settle(self.replica, ticket, verdict);
+        }
+    }
+
+    /// Says how the exchange ends whose answer begins with the head of `response`, which was waited for so long:
+    /// now, or with the last byte of the body.
+    pub(super) fn follow(self, response: Response<Body>, waited: Duration) -> Response<Body> {
+        if self.pool.replicas[self.replica]
+            .door
+            .is_failure(response.status())
+        {
+            self.settle(Verdict::Failure);
+            return response;
+        }
+        if response.body().is_empty() {
+            self.settle(Verdict::Success);
+            return response;
+        }
+        response.map(|inner| {
+            Body::stream(Followed {
+                inner,
+                pass: self,
+                waited,
+                since: None,
+            })
+        })
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.end(Verdict::Unknown);
+    }
+}
+
+/// A body whose end is told.
+struct Followed {
+    inner: Body,
+    pass: Pass,
+    /// For how long the replica was waited for.
+    waited: Duration,
+    /// Since when it is.
+    since: Option<Instant>,
+}
+
+impl http_body::Body for Followed {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = self.get_mut();
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+            this.since.get_or_insert_with(|| this.pass.pool.now());
+            return Poll::Pending;
+        };
+        if let Some(since) = this.since.take() {
+            this.waited += this.pass.pool.now().saturating_duration_since(since);
+        }
+        match &frame {
+            Some(Ok(_)) if !this.inner.is_end_stream() => {}
+            Some(Ok(_)) | None => this.pass.end(Verdict::Success),
+            Some(Err(failure)) => this.pass.end(verdict(failure, this.waited)),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
