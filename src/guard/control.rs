@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::known::KindStatus;
+use super::known_ids::peers::PeersReport;
 use super::verdict::Shared;
 use crate::config::GuardMode;
 
@@ -48,6 +49,11 @@ impl GuardControl {
         };
         let status = self.shared.known.status();
         status.into_iter().filter(said).map(report).collect()
+    }
+
+    /// How this instance stands with its peers; none without a Redis.
+    pub fn peers(&self) -> Option<PeersReport> {
+        self.shared.peers.as_ref().map(|peers| peers.report())
     }
 
     /// Brings the gauges up to date.

@@ -163,6 +163,7 @@ where
         }
         Sent::of(&shared, &request, verdict)
     };
+    let creates = !request.parts.method.is_safe();
     let answer = inner.oneshot(request).await?;
     if let Some(sent) = sent {
         shared.hear(&sent, &answer);
@@ -171,7 +172,7 @@ where
         answer
     } else {
         let scanner = Scanner::new();
-        answer.map(|body| read(shared, scanner, body, learns))
+        answer.map(|body| read(shared, scanner, body, learns, creates))
     })
 }
 
@@ -186,17 +187,24 @@ fn can_be_read(answer: &Response<Body>) -> bool {
 }
 
 /// The same body, of which is learnt before it is given on.
-fn read(shared: Arc<Shared>, mut scanner: Scanner, body: Body, learns: &'static [Learn]) -> Body {
+fn read(
+    shared: Arc<Shared>,
+    mut scanner: Scanner,
+    body: Body,
+    learns: &'static [Learn],
+    creates: bool,
+) -> Body {
     match body {
         Body::Empty => Body::Empty,
         Body::Full(bytes) => {
-            scanner.scan(&bytes, learns, |kind, id| shared.learn(kind, id));
+            scanner.scan(&bytes, learns, |kind, id| shared.learn(kind, id, creates));
             Body::Full(bytes)
         }
         Body::Stream(inner) => Body::stream(Learning {
             inner: Body::Stream(inner),
             scanner,
             learns,
+            creates,
             shared,
         }),
     }
@@ -207,6 +215,8 @@ struct Learning {
     inner: Body,
     scanner: Scanner,
     learns: &'static [Learn],
+    /// Whether the request may have created what is in it.
+    creates: bool,
     shared: Arc<Shared>,
 }
 
@@ -223,9 +233,9 @@ impl http_body::Body for Learning {
         if let Some(Ok(frame)) = &frame
             && let Some(bytes) = frame.data_ref()
         {
-            let shared = &this.shared;
+            let (shared, creates) = (&this.shared, this.creates);
             this.scanner
-                .scan(bytes, this.learns, |kind, id| shared.learn(kind, id));
+                .scan(bytes, this.learns, |kind, id| shared.learn(kind, id, creates));
         }
         Poll::Ready(frame)
     }

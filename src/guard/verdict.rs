@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::budget::{Asker, Budgets};
 use super::known::Known;
 use super::known_ids::Sink as _;
+use super::known_ids::peers::Peers;
 use super::lookups::{Looked, Lookups};
 use super::metrics::GuardMetrics;
 use super::not_found::NotFound;
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) mode: GuardMode,
     pub(super) known: Arc<Known>,
     pub(super) lookups: Option<Arc<Lookups>>,
+    pub(super) peers: Option<Arc<Peers>>,
     pub(super) budgets: Budgets,
     pub(super) not_found: NotFound,
     admitted: Cache<(Option<Principal>, &'static str), Instant, ahash::RandomState>,
@@ -87,6 +89,7 @@ impl Shared {
         mode: GuardMode,
         known: Arc<Known>,
         lookups: Option<Arc<Lookups>>,
+        peers: Option<Arc<Peers>>,
         limits: Limits,
         learns: bool,
         clock: Clock,
@@ -96,6 +99,7 @@ impl Shared {
             mode,
             known,
             lookups,
+            peers,
             budgets: Budgets::new(limits.unknown_per_minute),
             not_found: NotFound::new(limits.not_found),
             admitted: Cache::builder()
@@ -167,6 +171,7 @@ impl Shared {
             Looked::Exists => {
                 self.metrics.found.inc();
                 self.known.add(asked.kind, &[asked.id]);
+                self.tell(asked.kind, asked.id);
                 Presence::Exists
             }
             Looked::Missing => {
@@ -223,7 +228,7 @@ impl Shared {
                 .unsure
                 .iter()
                 .filter(|asked| !told(asked).is_some_and(|status| status.is_success()));
-            exist.for_each(|asked| self.learn(asked.kind, asked.id));
+            exist.for_each(|asked| self.learn(asked.kind, asked.id, false));
         }
         let refused = sent.unsure.iter().find(|asked| told(asked) == Some(status));
         if let Some(asked) = refused.filter(|_| sent.unsure.len() == 1 && !status.is_success()) {
@@ -235,11 +240,22 @@ impl Shared {
         self.take_stamp(sent, answer, now);
     }
 
-    /// There is such a thing.
-    pub(super) fn learn(&self, kind: IdKind, id: KnownId) {
-        if !self.known.has(kind, &id) {
+    /// There is such a thing; `created`: it may have come into being just now.
+    pub(super) fn learn(&self, kind: IdKind, id: KnownId, created: bool) {
+        let is_new = !self.known.has(kind, &id);
+        if is_new {
             self.metrics.learned.inc();
             self.known.add(kind, &[id]);
+        }
+        // A filter takes some new things for known ones, and every instance's filter others.
+        if is_new || created {
+            self.tell(kind, id);
+        }
+    }
+
+    fn tell(&self, kind: IdKind, id: KnownId) {
+        if let Some(peers) = &self.peers {
+            peers.tell(kind, id);
         }
     }
 
