@@ -345,3 +345,6 @@ async fn in_time<T>(command: impl Future<Output = Result<T, fred::error::Error>>
         Err(_) => Err("no answer in time".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests;
