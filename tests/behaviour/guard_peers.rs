@@ -299,6 +299,18 @@ async fn who_starts_later_knows_what_was_learnt_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_stream_is_read_to_its_end_before_its_reader_says_so() {
+    let redis = Redis::start().await;
+    let world = World::new(redis.url()).await;
+    let fill = "for i = 1, 25000 do redis.call('XADD', KEYS[1], '*', 'i', \
+                string.char(5) .. string.rep('x', 12) .. struct.pack('>I4', i)) end";
+    redis.ask(&["EVAL", fill, "1", STREAM]).await;
+    assert_eq!(redis.ask(&["XLEN", STREAM]).await.text(), "25000");
+    let b = world.learning().await;
+    assert_eq!(counted(&b, "heard").await, 25_000.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_created_is_told_even_if_it_seemed_to_be_known_and_nothing_twice() {
     let redis = Redis::start().await;
     let world = World::new(redis.url()).await;
