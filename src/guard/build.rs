@@ -102,16 +102,16 @@ impl GuardLayer {
                 .sources
                 .iter()
                 .any(|source| matches!(source, SourceConfig::Learned(_)));
-        let shared = Shared::new(
+        let mut shared = Shared::new(
             config.mode,
             known,
             lookups,
-            peers.clone(),
             limits,
             learns,
             clock.clone(),
             metrics,
         );
+        shared.peers.clone_from(&peers);
         Ok((Self::over(shared), Background { postgres, peers }))
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct Shared {
     pub(super) mode: GuardMode,
     pub(super) known: Arc<Known>,
     pub(super) lookups: Option<Arc<Lookups>>,
+    /// Who is told what is learnt.
     pub(super) peers: Option<Arc<Peers>>,
     pub(super) budgets: Budgets,
     pub(super) not_found: NotFound,
@@ -89,7 +90,6 @@ impl Shared {
         mode: GuardMode,
         known: Arc<Known>,
         lookups: Option<Arc<Lookups>>,
-        peers: Option<Arc<Peers>>,
         limits: Limits,
         learns: bool,
         clock: Clock,
@@ -99,7 +99,7 @@ impl Shared {
             mode,
             known,
             lookups,
-            peers,
+            peers: None,
             budgets: Budgets::new(limits.unknown_per_minute),
             not_found: NotFound::new(limits.not_found),
             admitted: Cache::builder()

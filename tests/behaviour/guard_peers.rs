@@ -71,12 +71,19 @@ impl World {
 
     /// An instance that refuses what is neither in the database nor told by its peers.
     async fn refusing(&self) -> Running {
+        self.refusing_with(0).await
+    }
+
+    /// The same, but it looks up so many in a second.
+    async fn refusing_with(&self, lookups: u32) -> Running {
         let source = SourceConfig::Postgres(PostgresConfig {
             url: Some(self.database.owner_url()),
             refresh: Span::secs(3600),
             ..PostgresConfig::default()
         });
-        let edge = self.instance(source, |_| {}).await;
+        let edge = self
+            .instance(source, |guard| guard.lookups_per_second = lookups)
+            .await;
         for kind in ["app_key", "dataset_key", "dataset"] {
             at_last("all of a kind to be known", || async {
                 let kinds = guard_of(&edge).await["kinds"].clone();
@@ -311,6 +318,17 @@ async fn a_long_stream_is_read_to_its_end_before_its_reader_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_instance_has_looked_up_the_others_know() {
+    let redis = Redis::start().await;
+    let world = World::new(redis.url()).await;
+    let (a, b) = (world.refusing_with(200).await, world.refusing().await);
+    world.dify.lock().insert(uuid(10).0);
+    insert(&world.database, "datasets", 10, "2 hours").await;
+    assert_eq!((dataset(&b, 10).await, dataset(&a, 10).await), (404, 200));
+    hears_of(&b, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_created_is_told_even_if_it_seemed_to_be_known_and_nothing_twice() {
     let redis = Redis::start().await;
     let world = World::new(redis.url()).await;
@@ -408,6 +426,12 @@ async fn what_others_have_put_into_the_stream_is_passed_over() {
     create(&a, 12).await;
     redis.ask(&["DEL", STREAM]).await;
     hears_of(&b, 12).await;
+    // What can be read, but not written.
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    create(&a, 13).await;
+    connected(&a, false).await;
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    hears_of(&b, 13).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
