@@ -71,14 +71,14 @@ impl World {
 
     /// An instance that refuses what is neither in the database nor told by its peers.
     async fn refusing(&self) -> Running {
-        self.refusing_with(0).await
+        self.refusing_with(0, Span::secs(3600)).await
     }
 
-    /// The same, but it looks up so many in a second.
-    async fn refusing_with(&self, lookups: u32) -> Running {
+    /// The same, but it looks up so many in a second, and looks at the database so often.
+    async fn refusing_with(&self, lookups: u32, refresh: Span) -> Running {
         let source = SourceConfig::Postgres(PostgresConfig {
             url: Some(self.database.owner_url()),
-            refresh: Span::secs(3600),
+            refresh,
             ..PostgresConfig::default()
         });
         let edge = self
@@ -321,7 +321,7 @@ async fn a_long_stream_is_read_to_its_end_before_its_reader_says_so() {
 async fn what_one_instance_has_looked_up_the_others_know() {
     let redis = Redis::start().await;
     let world = World::new(redis.url()).await;
-    let (a, b) = (world.refusing_with(200).await, world.refusing().await);
+    let (a, b) = (world.refusing_with(200, Span::secs(3600)).await, world.refusing().await);
     world.dify.lock().insert(uuid(10).0);
     insert(&world.database, "datasets", 10, "2 hours").await;
     assert_eq!((dataset(&b, 10).await, dataset(&a, 10).await), (404, 200));
@@ -464,6 +464,37 @@ async fn a_key_that_was_told_long_ago_is_not_believed_where_the_database_tells_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_was_deleted_while_it_waited_is_not_told() {
+    let mut redis = Redis::start().await;
+    let world = World::new(redis.url()).await;
+    let a = world.refusing_with(0, Span::millis(100)).await;
+    redis.kill();
+    connected(&a, false).await;
+    create_key(&a, 5).await;
+    assert_eq!(guard_of(&a).await["peers"]["waiting"], 1);
+    // Who has read the second from the database has read the first.
+    for number in [5, 6] {
+        world.dify.lock().insert(key(number));
+        insert_key(&world.database, &key(number)).await;
+    }
+    let answers = |number, status| {
+        let a = &a;
+        at_last("the database to be read", move || async move {
+            (read(a, &key(number), "/v1/parameters").await.status == status).then_some(())
+        })
+    };
+    answers(6, 200).await;
+    let delete = format!("DELETE FROM api_tokens WHERE token = '{}'", key(5));
+    world.database.execute(&delete).await;
+    // Dify itself would still let it in here, so that it is the guard who does not.
+    answers(5, 401).await;
+    redis.start_again().await;
+    connected(&a, true).await;
+    assert_eq!(guard_of(&a).await["peers"]["waiting"], 0);
+    assert_eq!(counted(&a, "told").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_does_not_grow_beyond_its_bound() {
     let redis = Redis::start().await;
     let world = World::new(redis.url()).await;
@@ -500,7 +531,8 @@ async fn what_was_learnt_last_is_told_before_an_instance_ends() {
     let world = World::new(redis.url()).await;
     let (a, b) = (world.refusing().await, world.refusing().await);
     create(&a, 10).await;
-    a.drain(Duration::from_secs(5)).await;
+    // At once, before anything could be gathered.
+    drop(a);
     hears_of(&b, 10).await;
 }
 
