@@ -321,7 +321,10 @@ async fn a_long_stream_is_read_to_its_end_before_its_reader_says_so() {
 async fn what_one_instance_has_looked_up_the_others_know() {
     let redis = Redis::start().await;
     let world = World::new(redis.url()).await;
-    let (a, b) = (world.refusing_with(200, Span::secs(3600)).await, world.refusing().await);
+    let (a, b) = (
+        world.refusing_with(200, Span::secs(3600)).await,
+        world.refusing().await,
+    );
     world.dify.lock().insert(uuid(10).0);
     insert(&world.database, "datasets", 10, "2 hours").await;
     assert_eq!((dataset(&b, 10).await, dataset(&a, 10).await), (404, 200));
