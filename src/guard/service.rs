@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service, ServiceExt as _};
 
 use super::control::GuardControl;
+use super::known_ids::peers::Peers;
 use super::scan::Scanner;
 use super::verdict::{Sent, Shared, Verdict, is_fresh};
 use crate::config::GuardMode;
@@ -23,24 +24,36 @@ use crate::types::{Body, Failure, FailureKind};
 #[derive(Debug, Clone)]
 pub struct GuardLayer {
     shared: Option<Arc<Shared>>,
+    peers: Option<Arc<Peers>>,
 }
 
 impl GuardLayer {
     pub(super) fn over(shared: Shared) -> Self {
         Self {
             shared: Some(Arc::new(shared)),
+            peers: None,
         }
+    }
+
+    /// One of several instances.
+    pub(super) fn with(mut self, peers: Arc<Peers>) -> Self {
+        self.peers = Some(peers);
+        self
     }
 
     /// Lets everything through.
     pub fn off() -> Self {
-        Self { shared: None }
+        Self {
+            shared: None,
+            peers: None,
+        }
     }
 
     /// The handle, when there is anything to see.
     pub fn control(&self) -> Option<GuardControl> {
         let shared = self.shared.clone()?;
-        Some(GuardControl { shared })
+        let peers = self.peers.clone();
+        Some(GuardControl { shared, peers })
     }
 }
 

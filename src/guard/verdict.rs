@@ -120,7 +120,6 @@ impl Shared {
     }
 
     /// Tells `on_learnt` of what is new.
-    #[cfg(test)]
     pub(super) fn telling(mut self, on_learnt: OnLearnt) -> Self {
         self.on_learnt = Some(on_learnt);
         self
@@ -191,6 +190,7 @@ impl Shared {
             Looked::Exists => {
                 self.metrics.found.inc();
                 self.known.add(asked.kind, &[asked.id]);
+                self.tell(asked.kind, asked.id);
                 Presence::Exists
             }
             Looked::Missing => {
@@ -238,7 +238,8 @@ impl Shared {
             }
         }
         let told = |asked: &Asked| refusal::of(sent.template, asked.kind).map(Refusal::status);
-        if status.is_success() {
+        // A stored one may be of a time when there was such a thing.
+        if status.is_success() && is_fresh(answer) {
             // Of a few things Dify says with a success that they are missing.
             let exist = sent
                 .unsure
@@ -267,7 +268,13 @@ impl Shared {
         if !has {
             self.metrics.learned.inc();
         }
-        if let (true, Some(on_learnt)) = (is_news, &self.on_learnt) {
+        if is_news {
+            self.tell(kind, id);
+        }
+    }
+
+    fn tell(&self, kind: IdKind, id: KnownId) {
+        if let Some(on_learnt) = &self.on_learnt {
             on_learnt(kind, id);
         }
     }
