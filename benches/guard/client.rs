@@ -2,14 +2,17 @@
 //! itself.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use memchr::memmem;
+use socket2::{Domain, Socket, Type};
 
 /// One connection; made anew when it ends.
 pub(crate) struct Client {
     server: SocketAddr,
+    /// Where it comes from.
+    own: Ipv4Addr,
     stream: Option<TcpStream>,
     buffer: Vec<u8>,
 }
@@ -25,9 +28,10 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    pub(crate) fn new(server: SocketAddr) -> Self {
+    pub(crate) fn new(server: SocketAddr, own: Ipv4Addr) -> Self {
         Self {
             server,
+            own,
             stream: None,
             buffer: vec![0; 16 << 10],
         }
@@ -38,7 +42,10 @@ impl Client {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => {
-                let stream = TcpStream::connect(self.server)?;
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.bind(&SocketAddr::from((self.own, 0)).into())?;
+                socket.connect(&self.server.into())?;
+                let stream = TcpStream::from(socket);
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(Some(Duration::from_secs(30)))?;
                 stream

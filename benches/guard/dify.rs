@@ -34,6 +34,7 @@ const NO_SIGNED_FILE: &str =
 const NO_RUN: &str = "{\"id\": null, \"workflow_id\": null, \"status\": null, \"inputs\": null, \"outputs\": null, \
      \"error\": null, \"total_steps\": null, \"total_tokens\": null, \"created_at\": null, \"finished_at\": null, \
      \"elapsed_time\": null}\n";
+const NO_MESSAGE: &str = "{\"code\": \"not_found\", \"message\": \"Message Not Exists.\", \"status\": 404}\n";
 const NO_SITE: &str = "{\"code\": \"not_found\", \"message\": \"The requested URL was not found on the server. If you \
      entered the URL manually please check your spelling and try again. You have requested this URI [/api/passport] but \
      did you mean /api/passport or /api/forgot-password or /api/parameters ?\", \"status\": 404}\n";
@@ -178,6 +179,7 @@ impl Dify {
             ["v1", "datasets", dataset, ..] if !exists(dataset) => missing(NO_DATASET),
             _ if !key.is_some_and(exists) => (401, BAD_KEY.to_owned()),
             ["v1", "datasets", _, "documents", document, ..] if !exists(document) => missing(NO_DOCUMENT),
+            ["v1", "messages", message, _] if !exists(message) => missing(NO_MESSAGE),
             ["v1", "files", file, _] if !exists(file) => missing(NO_FILE),
             ["v1", "conversations", conversation, _] if !exists(conversation) => (
                 404,

@@ -130,15 +130,16 @@ fn drill(args: &Args) -> Result<String, String> {
         sample,
         dify,
     };
-    let (mut modes, mut costs) = (Vec::new(), Vec::new());
+    let (mut modes, mut costs, mut elsewhere) = (Vec::new(), Vec::new(), Phase::default());
     for mode in MODES.into_iter().filter(|mode| mode.contains(&args.only)) {
         let edge = ground.edge(mode)?;
         modes.push(ground.mode(mode, &edge)?);
         if mode == "enforce" {
             costs = ground.costs(&edge);
+            elsewhere = ground.elsewhere(&edge);
         }
     }
-    Ok(table::render(args.rows, &modes, &costs))
+    Ok(table::render(args.rows, &modes, &costs, &elsewhere))
 }
 
 impl Ground<'_> {
@@ -208,6 +209,25 @@ impl Ground<'_> {
             patrons_upstream: after[1] - before[1],
             seconds: began.elapsed().as_secs_f64(),
         })
+    }
+
+    /// What attackers who have a key get through where the guard knows no words.
+    fn elsewhere(&self, edge: &Edge) -> Phase {
+        let before = self.dify.attacks.load(Relaxed);
+        let time = Duration::from_secs(self.args.seconds);
+        let attack = attack::run(
+            edge.http,
+            &self.sample,
+            Plan::GuessElsewhere,
+            self.args.attackers,
+            time,
+        );
+        Phase {
+            attack,
+            attacks_upstream: self.dify.attacks.load(Relaxed) - before,
+            seconds: attack.seconds,
+            ..Phase::default()
+        }
     }
 
     /// What refusals and hits cost the proxy, alone, by as many clients as there are attackers.

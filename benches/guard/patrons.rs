@@ -1,7 +1,7 @@
 //! Clients who may ask: at a steady rate whatever the answers take, and with ids that were created a moment ago, past
 //! the proxy.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,7 +64,11 @@ pub(crate) fn run(server: SocketAddr, sample: &Sample, rate: u32, time: Duration
     thread::scope(|scope| {
         let one = |number: u32| {
             let mut due = began + number * Duration::from_secs(1) / rate;
-            let (mut client, mut random, mut seen) = (Client::new(server), Random::new(), Seen::default());
+            let (mut client, mut random, mut seen) = (
+                Client::new(server, Ipv4Addr::LOCALHOST),
+                Random::new(),
+                Seen::default(),
+            );
             while due < began + time {
                 thread::sleep(due.saturating_duration_since(Instant::now()));
                 match client.ask(&usual(sample, &mut random)) {
@@ -148,7 +152,11 @@ pub(crate) fn newcomers(
     dify: &Arc<Dify>,
     time: Duration,
 ) -> Result<Seen, String> {
-    let (began, mut client, mut seen) = (Instant::now(), Client::new(server), Seen::default());
+    let (began, mut client, mut seen) = (
+        Instant::now(),
+        Client::new(server, Ipv4Addr::LOCALHOST),
+        Seen::default(),
+    );
     let mut waiting: Vec<(Vec<u8>, Instant)> = Vec::new();
     let mut tables = CREATED.iter().cycle();
     while began.elapsed() < time {
