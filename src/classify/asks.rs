@@ -123,6 +123,21 @@ impl Wants {
     }
 }
 
+/// Where in a request stands each thing that a route asks for, in the order of [`Wants::of`].
+pub(super) fn places(wants: &Wants, template: &'static str) -> Vec<String> {
+    let place = |want: &Want| match want {
+        Want::Nothing => None,
+        Want::Bearer(_) => Some("field Authorization".to_owned()),
+        Want::AppCode => Some("field X-App-Code".to_owned()),
+        Want::Segment(place, _) => {
+            let name = template.split('/').nth(usize::from(*place) + 1)?;
+            let name = name.trim_matches(['{', '}']).trim_end_matches(":uuid");
+            Some(format!("segment {name}"))
+        }
+    };
+    wants.0.iter().filter_map(place).collect()
+}
+
 /// The id that a segment of the path is.
 fn named(kind: IdKind, segment: &str) -> Option<KnownId> {
     match kind {

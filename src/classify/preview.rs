@@ -14,9 +14,9 @@ use tower::{Layer as _, ServiceExt as _};
 use super::decide::{UNKNOWN, fill};
 use super::row::{Methods, Row, Who};
 use super::templates::Lookup;
-use super::{ClassifyLayer, dify_routes, principal, user};
+use super::{ClassifyLayer, asks, dify_routes, principal, user};
 use crate::types::ids::{Tag, TagKind, Tags};
-use crate::types::request::{CacheClass, ClassifiedRequest};
+use crate::types::request::{Asked, CacheClass, ClassifiedRequest};
 use crate::types::units::Size;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -62,6 +62,8 @@ pub struct Reasons {
     pub invalidates: Vec<NamedTag>,
     /// Templates of the routes whose stored answers it may end, sorted; `*` for what the table does not know.
     pub ends_routes: Vec<&'static str>,
+    /// What it asks for, whether a guard wants to know or not, each with where in the request it stands.
+    pub asks: Vec<(Asked, String)>,
     /// The longest body, and the key that says so.
     pub body_limit: (&'static str, Size),
 }
@@ -121,6 +123,14 @@ impl ClassifyLayer {
             fills: ids.name(&decision.fills),
             ends_routes: self.ended(path, &invalidates),
             invalidates,
+            asks: row.map_or_else(Vec::new, |row| {
+                let places = asks::places(&row.asks, row.template);
+                row.asks
+                    .of(path, &parts.headers)
+                    .into_iter()
+                    .zip(places)
+                    .collect()
+            }),
             body_limit: (limit.key, limit.max),
         }
     }

@@ -14,6 +14,7 @@ pub mod known_ids;
 mod lookups;
 mod metrics;
 mod not_found;
+pub mod preview;
 pub mod refusal;
 mod scan;
 mod service;

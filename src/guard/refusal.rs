@@ -369,6 +369,32 @@ impl Stamp {
         })
     }
 
+    /// Of the installation that the words are from.
+    pub(super) fn recorded() -> Self {
+        Self {
+            version: HeaderValue::from_static(RECORDED),
+            env: HeaderValue::from_static("PRODUCTION"),
+            exposes: HeaderValue::from_static("X-Version, X-Env, X-Trace-Id"),
+            varies: false,
+            repeats_key: false,
+        }
+    }
+
+    /// Of installations that differ from it, each with the condition that it does not meet.
+    pub(super) fn others() -> [(Self, String); 2] {
+        let mut later = Self::recorded();
+        later.version = HeaderValue::from_static("other");
+        let mut repeating = Self::recorded();
+        repeating.repeats_key = true;
+        [
+            (later, format!("Dify is of version {RECORDED}")),
+            (
+                repeating,
+                "Dify does not repeat keys in the cookie x-token".into(),
+            ),
+        ]
+    }
+
     fn is_recorded(&self) -> bool {
         self.version == RECORDED
     }
