@@ -23,3 +23,16 @@ mod verdict;
 pub use build::Background;
 pub use metrics::GuardMetrics;
 pub use service::{Guard, GuardLayer};
+
+/// What the fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Scans an answer, in one piece and in several.
+    pub fn answer(bytes: &[u8]) {
+        super::scan::read_anything(bytes);
+    }
+    /// Reads the URL of a database.
+    pub fn database_url(bytes: &[u8]) {
+        super::known_ids::postgres::read_anything(bytes);
+    }
+}

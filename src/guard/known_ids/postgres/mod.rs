@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::pool::Pool;
 use self::statements::{Statements, page, wrong};
+#[cfg(fuzzing)]
+pub(in crate::guard) use self::tls::read_anything;
 use self::values::{Timestamp, Uuid};
 use super::tables::{Reading, TABLES, Table};
 use super::{Lookup, Sink, SourceError};
