@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http::Response;
 use http::request::Parts;
 
 use super::build::options;
@@ -32,7 +33,7 @@ pub struct Words {
 }
 
 /// What a guard would do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judged {
     /// With what it would refuse; `None` when the request goes on.
     pub refused: Option<Words>,
@@ -76,36 +77,44 @@ pub fn judge(
     decision: &Decision,
     presence: impl Fn(&Asked) -> Presence,
 ) -> Judged {
-    let Some((refused, (asked, refusal))) = refuse(parts, decision, &Stamp::recorded(), &presence) else {
-        return Judged {
-            refused: None,
-            conditions: Vec::new(),
-        };
+    let armed = |kind: IdKind| {
+        let kind = kind.as_str();
+        format!("all of the kind {kind} has been read from the database (armed in /ready)")
     };
-    let kind = asked.kind;
-    let mut conditions = vec![format!(
-        "all of the kind {} has been read from the database (armed in /ready)",
-        kind.as_str()
-    )];
-    if !tables::is_exact(kind) {
-        conditions.push(format!(
-            "the filter does not take it for one that exists, as it does with {} of the missing",
-            config.false_positive_rate
-        ));
+    let mut judged = Judged::default();
+    let refuse_with = |stamp: &Stamp| match decision.misnamed {
+        Some(_) => refusal::no_route(parts, stamp).map(words),
+        None => refuse(parts, decision, stamp, &presence).map(|(words, _)| words),
+    };
+    judged.refused = refuse_with(&Stamp::recorded());
+    if let Some(kind) = decision.misnamed {
+        if config.postgres().is_none() {
+            return Judged::default();
+        }
+        judged.conditions.push(armed(kind));
+    } else if let Some((_, (asked, refusal))) = refuse(parts, decision, &Stamp::recorded(), &presence) {
+        judged.conditions.push(armed(asked.kind));
+        if !tables::is_exact(asked.kind) {
+            let share = config.false_positive_rate;
+            judged.conditions.push(format!(
+                "the filter does not take it for one that exists, as it does with {share} of the missing"
+            ));
+        }
+        if refusal.needs_admission() {
+            let admitted = "Dify has given this caller a success or 404 on this route within a minute";
+            judged.conditions.push(admitted.into());
+        }
+    } else {
+        return judged;
     }
-    conditions.push("Dify has answered a request with a key to /v1 within ten minutes".into());
+    let stamped = "Dify has answered a request with a key to /v1 within ten minutes";
+    judged.conditions.push(stamped.into());
     for (stamp, condition) in Stamp::others() {
-        if refuse(parts, decision, &stamp, &presence).is_none() {
-            conditions.push(condition);
+        if refuse_with(&stamp).is_none() {
+            judged.conditions.push(condition);
         }
     }
-    if refusal.needs_admission() {
-        conditions.push("Dify has given this caller a success or 404 on this route within a minute".into());
-    }
-    Judged {
-        refused: Some(refused),
-        conditions,
-    }
+    judged
 }
 
 fn refuse(
@@ -116,12 +125,16 @@ fn refuse(
 ) -> Option<(Words, (Asked, &'static Refusal))> {
     let found = refusal::find(decision.template, &decision.asks, stamp, presence)?;
     let answer = found.1.answer(parts, stamp)?;
+    Some((words(answer), found))
+}
+
+fn words(answer: Response<Body>) -> Words {
     let status = answer.status().as_u16();
     let body = match answer.into_body() {
         Body::Full(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Body::Empty | Body::Stream(_) => String::new(),
     };
-    Some((Words { status, body }, found))
+    Words { status, body }
 }
 
 /// Keeps nothing: the source itself has what it read of keys.

@@ -19,6 +19,7 @@ pub(super) fn guard(
 ) -> Guard {
     let mut decision = request.decision.clone();
     decision.asks = reasons.asks.iter().map(|(asked, _)| *asked).collect();
+    decision.misnamed = reasons.misnamed;
     let config = config.filter(|config| config.mode != GuardMode::Off);
     let found = look(config, &decision.asks);
     let things = reasons.asks.iter().zip(&found).map(|((asked, at), found)| {
@@ -91,11 +92,18 @@ fn judge(
     let enforces = config.mode == GuardMode::Enforce;
     let unsure = found.iter().any(Result::is_err);
     (guard.answer, guard.conditions) = (refused.map(words), conditions);
+    let missing = match decision.misnamed {
+        Some(kind) => format!(
+            "what its path has as the id of the {} is no UUID, and so no route has the path",
+            kind.as_str()
+        ),
+        None => "what it asks for does not exist".into(),
+    };
     (guard.verdict, guard.why) = match (&guard.answer, enforces) {
-        (Some(_), true) => ("refused", "what it asks for does not exist".into()),
+        (Some(_), true) => ("refused", missing),
         (Some(_), false) => (
             "observed",
-            "what it asks for does not exist; that is counted, and compared with what Dify answers".into(),
+            format!("{missing}; that is counted, and compared with what Dify answers"),
         ),
         (None, true) if unsure => ("passes_budgeted", budgeted(config)),
         (None, false) if unsure => (

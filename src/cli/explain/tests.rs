@@ -303,8 +303,8 @@ fn what_a_guard_would_check_is_told_also_while_it_is_off() {
     assert_eq!((words(0).status, words(1).status), (404, 401));
     assert!(words(0).body.contains("Dataset not found."));
     assert_eq!((off.verdict, off.answer.is_none()), ("passes", true));
-    let file = "/v1/datasets/5f0e7a3c-0000-4000-8000-000000000001/documents/metadata";
-    let unrecorded = explain(&format!("GET {file}"), &[KEY], "").guard.unwrap();
+    let path = "/v1/datasets/5f0e7a3c-0000-4000-8000-000000000001/documents/metadata";
+    let unrecorded = explain(&format!("POST {path}"), &[KEY], "{}").guard.unwrap();
     assert_eq!(unrecorded.asks[0].if_missing, None);
     let code = explain("GET /api/passport", &[("X-App-Code", "secret")], "")
         .guard
@@ -329,6 +329,36 @@ fn without_a_database_what_is_unknown_counts_and_nothing_is_refused() {
     assert_eq!(guarded(GuardMode::Observe, DATASET, &[KEY]).verdict, "passes");
     let nothing = guarded(GuardMode::Enforce, "GET /health", &[]);
     assert_eq!((nothing.verdict, nothing.asks.len()), ("passes", 0));
+}
+
+#[test]
+fn a_path_that_no_route_has_for_want_of_a_uuid_is_told_with_the_routers_words() {
+    let mut config = config();
+    config.guard = Some(GuardConfig {
+        mode: GuardMode::Enforce,
+        ..GuardConfig::default()
+    });
+    let question = ask("GET /v1/datasets/not-a-uuid", &[KEY], "");
+    let learned = explain_with(&config, &question).guard.unwrap();
+    assert_eq!((learned.verdict, learned.answer), ("passes", None));
+    let guard = config.guard.as_mut().unwrap();
+    guard.sources = vec![SourceConfig::Postgres(PostgresConfig::default())];
+    guard.database_url = Some("postgres://u@127.0.0.1:1/dify".into());
+    let explanation = explain_with(&config, &question);
+    let page = text::text(&explanation);
+    assert!(
+        page.contains("answered 404 <!doctype html> <html lang=en>"),
+        "{page}"
+    );
+    let told = explanation.guard.unwrap();
+    let answer = told.answer.unwrap();
+    assert_eq!((told.verdict, answer.status), ("refused", 404));
+    assert!(answer.body.starts_with("<!doctype html>"), "{}", answer.body);
+    assert!(told.why.contains("id of the dataset"), "{}", told.why);
+    let said = told.conditions.join("; ");
+    for words in ["kind dataset", "of version 1.12.1", "does not compress"] {
+        assert!(said.contains(words), "{said}");
+    }
 }
 
 #[test]

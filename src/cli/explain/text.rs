@@ -150,7 +150,7 @@ fn of_guard(page: &mut Page, guard: &Guard) {
 }
 
 fn words(words: &Words) -> String {
-    format!("{} {}", words.status, words.body.trim_end())
+    format!("{} {}", words.status, words.body.trim_end().replace('\n', " "))
 }
 
 fn of_plan(page: &mut Page, plan: &Plan) {
