@@ -4,6 +4,7 @@
 //! `run` in this folder installs what is needed and starts this. The proxy has a core of its own; the database, the
 //! origin that answers as Dify does, the attackers and the patrons share the other.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
+#![allow(clippy::disallowed_methods, reason = "it measures real time")]
 
 mod attack;
 mod client;

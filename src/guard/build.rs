@@ -123,7 +123,7 @@ impl GuardLayer {
     }
 }
 
-fn options(settings: &PostgresConfig, url: &str) -> PostgresOptions {
+pub(super) fn options(settings: &PostgresConfig, url: &str) -> PostgresOptions {
     let url = match &settings.ca {
         None => url.to_owned(),
         Some(path) => {

@@ -116,7 +116,7 @@ where
         };
         let decision = &request.decision;
         let learns = if shared.learns { decision.learns } else { &[] };
-        let knows = shared.knows(&decision.asks);
+        let knows = shared.knows(decision);
         let sent = if knows {
             shared.metrics.known.inc();
             Sent::of(shared, &request, Verdict::none())
@@ -148,19 +148,19 @@ async fn go<S>(
 where
     S: Service<ClassifiedRequest, Response = Response<Body>, Error = Failure>,
 {
-    let sent = if shared.knows(&request.decision.asks) {
+    let sent = if shared.knows(&request.decision) {
         sent
     } else {
         let mut verdict = shared.judge(&request.parts, &request.decision).await;
         let enforces = shared.mode == GuardMode::Enforce;
         match verdict.refused.take() {
             Some(refused) if enforces => {
-                shared.metrics.refused(refused.asked.kind);
+                shared.metrics.refused(refused.kind);
                 return Ok(refused.answered(&request.decision));
             }
             refused => {
                 if let Some(refused) = &refused {
-                    shared.metrics.would_refuse(refused.asked.kind);
+                    shared.metrics.would_refuse(refused.kind);
                 }
                 verdict.refused = refused;
             }
