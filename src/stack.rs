@@ -102,7 +102,8 @@ pub fn build(
         }
     });
     let metrics = GuardMetrics::register(registry).map_err(metric)?;
-    let (guard, sources) = GuardLayer::new(config.guard.as_ref(), clock, metrics, on_gone)?;
+    let redis = (config.cache.r#type == CacheType::Redis).then_some(&config.cache.redis);
+    let (guard, sources) = GuardLayer::new(config.guard.as_ref(), redis, clock, metrics, on_gone)?;
     // FetchRequest: try again what may be tried again
     let retry = RetryLayer::new(clock.clone(), RetryMetrics::register(registry).map_err(metric)?);
     // Attempt: a slot of a healthy replica

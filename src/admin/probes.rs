@@ -27,6 +27,9 @@ pub(super) fn ready(parts: &AdminParts) -> Answer {
     }
     if let Some(guard) = &parts.guard {
         answer["guard"] = json!({ "mode": guard.mode(), "kinds": guard.kinds() });
+        if let Some(peers) = guard.peers() {
+            answer["guard"]["peers"] = json!(peers);
+        }
     }
     answer::json(status, &answer)
 }

@@ -123,6 +123,35 @@ impl Wants {
     }
 }
 
+/// Where in a request stands each thing that a route asks for, in the order of [`Wants::of`].
+pub(super) fn places(wants: &Wants, template: &'static str) -> Vec<String> {
+    let place = |want: &Want| match want {
+        Want::Nothing => None,
+        Want::Bearer(_) => Some("field Authorization".to_owned()),
+        Want::AppCode => Some("field X-App-Code".to_owned()),
+        Want::Segment(place, _) => {
+            let name = template.split('/').nth(usize::from(*place) + 1)?;
+            let name = name.trim_matches(['{', '}']).trim_end_matches(":uuid");
+            Some(format!("segment {name}"))
+        }
+    };
+    wants.0.iter().filter_map(place).collect()
+}
+
+/// The kind of the first variable of `template` for which `path`, which fits it but for UUIDs, has none; `None` too
+/// when that is nothing that is guarded.
+pub(super) fn misnamed(template: &str, path: &str) -> Option<IdKind> {
+    let mut at = 0;
+    for (variable, segment) in template.split('/').zip(path.split('/')) {
+        let end = at + variable.len();
+        if variable.ends_with(":uuid}") && KnownId::of_uuid(segment.as_bytes()).is_none() {
+            return variable_of(template.as_bytes(), at, end);
+        }
+        at = end + 1;
+    }
+    None
+}
+
 /// The id that a segment of the path is.
 fn named(kind: IdKind, segment: &str) -> Option<KnownId> {
     match kind {

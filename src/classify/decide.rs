@@ -8,6 +8,7 @@ use http::{HeaderMap, Method};
 use crate::config::{Config, GuardMode};
 use crate::types::failure::{Failure, FailureKind};
 use crate::types::ids::{Batch, Tag, TagKind, Tags};
+use crate::types::known::IdKind;
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
 use crate::types::request::{Asks, Background, CacheClass, Decision, Lane};
 
@@ -15,7 +16,7 @@ use super::body_limit::declared_length;
 use super::row::{Limit, Methods, Row, TagRule, Who};
 use super::templates::{Lookup, Templates};
 use super::upstreams::{Target, Upstreams};
-use super::{dify_routes, principal, user};
+use super::{asks, dify_routes, principal, user};
 
 /// The template of what the table does not know.
 pub(super) const UNKNOWN: &str = "*";
@@ -68,7 +69,13 @@ impl Classifier {
                 decision
             }
             Lookup::OtherMethod(template) => unknown(target, template, method, path, headers),
-            Lookup::Unknown => unknown(target, UNKNOWN, method, path, headers),
+            Lookup::Unknown => {
+                let mut decision = unknown(target, UNKNOWN, method, path, headers);
+                if self.guarded {
+                    decision.misnamed = self.misnamed(target, methods, path);
+                }
+                decision
+            }
         };
         if !method.is_safe() {
             decision
@@ -87,6 +94,16 @@ impl Classifier {
             decision.fills.push(Tag::all(TagKind::Access));
         }
         Ok(decision)
+    }
+
+    /// Of a path of the service API that no row has: the kind of the thing whose id in it is none, if it would have a
+    /// template but for that.
+    pub(super) fn misnamed(&self, target: &Target, methods: Methods, path: &str) -> Option<IdKind> {
+        if !target.is_dify || methods != Methods::GET || !path.starts_with("/v1/") {
+            return None;
+        }
+        let template = self.templates.near(path)?;
+        asks::misnamed(template, path)
     }
 
     /// Which upstream serves a path, and what the table has for it.
@@ -146,6 +163,7 @@ fn known(
         wants_user: of_user && !method.is_safe(),
         background: background(row, id, path),
         asks: Asks::new(),
+        misnamed: None,
         learns: row.learns,
     }
 }
@@ -229,6 +247,7 @@ fn unknown(
         wants_user: false,
         background: Background::None,
         asks: Asks::new(),
+        misnamed: None,
         learns: &[],
     }
 }

@@ -14,9 +14,10 @@ use tower::{Layer as _, ServiceExt as _};
 use super::decide::{UNKNOWN, fill};
 use super::row::{Methods, Row, Who};
 use super::templates::Lookup;
-use super::{ClassifyLayer, dify_routes, principal, user};
+use super::{ClassifyLayer, asks, dify_routes, principal, user};
 use crate::types::ids::{Tag, TagKind, Tags};
-use crate::types::request::{CacheClass, ClassifiedRequest};
+use crate::types::known::IdKind;
+use crate::types::request::{Asked, CacheClass, ClassifiedRequest};
 use crate::types::units::Size;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -62,6 +63,10 @@ pub struct Reasons {
     pub invalidates: Vec<NamedTag>,
     /// Templates of the routes whose stored answers it may end, sorted; `*` for what the table does not know.
     pub ends_routes: Vec<&'static str>,
+    /// What it asks for, whether a guard wants to know or not, each with where in the request it stands.
+    pub asks: Vec<(Asked, String)>,
+    /// The kind of the thing for which the path has no UUID, so that no route has it.
+    pub misnamed: Option<IdKind>,
     /// The longest body, and the key that says so.
     pub body_limit: (&'static str, Size),
 }
@@ -89,10 +94,13 @@ impl ClassifyLayer {
         let (parts, decision) = (&request.parts, &request.decision);
         let path = parts.uri.path();
         let methods = Methods::of(&parts.method);
-        let lookup = self.classifier().look_up(methods, path).map(|(_, lookup)| lookup);
-        let (row, id) = match lookup {
-            Some(Lookup::Row(row, id)) => (Some(row), id),
-            _ => (None, None),
+        let (row, id, misnamed) = match self.classifier().look_up(methods, path) {
+            Some((_, Lookup::Row(row, id))) => (Some(row), id, None),
+            Some((target, Lookup::Unknown)) => {
+                let misnamed = self.classifier().misnamed(target, methods, path);
+                (None, None, misnamed)
+            }
+            _ => (None, None, None),
         };
         let ids = Ids {
             path,
@@ -121,6 +129,15 @@ impl ClassifyLayer {
             fills: ids.name(&decision.fills),
             ends_routes: self.ended(path, &invalidates),
             invalidates,
+            asks: row.map_or_else(Vec::new, |row| {
+                let places = asks::places(&row.asks, row.template);
+                row.asks
+                    .of(path, &parts.headers)
+                    .into_iter()
+                    .zip(places)
+                    .collect()
+            }),
+            misnamed,
             body_limit: (limit.key, limit.max),
         }
     }

@@ -126,16 +126,21 @@ impl Templates {
         let Some(rest) = path.strip_prefix('/').filter(|_| is_plain(path)) else {
             return Lookup::Unknown;
         };
-        let mut walk = Walk {
-            tree: self,
-            methods,
-            near: None,
-        };
+        let mut walk = Walk::over(self, methods);
         match (walk.down(0, Some(rest), None), walk.near) {
             (Some((row, id)), _) => Lookup::Row(row, id),
             (None, Some(template)) => Lookup::OtherMethod(template),
             (None, None) => Lookup::Unknown,
         }
+    }
+
+    /// The template, of whatever methods, of a path if anything were a UUID.
+    pub(crate) fn near(&self, path: &str) -> Option<&'static str> {
+        let rest = path.strip_prefix('/').filter(|_| is_plain(path))?;
+        let mut walk = Walk::over(self, Methods::GET);
+        walk.loose = true;
+        let found = walk.down(0, Some(rest), None);
+        found.map(|(row, _)| row.template).or(walk.near)
     }
 }
 
@@ -143,9 +148,24 @@ struct Walk<'t> {
     tree: &'t Templates,
     methods: Methods,
     near: Option<&'static str>,
+    /// Whether anything may stand where a UUID should.
+    loose: bool,
 }
 
-impl Walk<'_> {
+impl<'t> Walk<'t> {
+    fn over(tree: &'t Templates, methods: Methods) -> Self {
+        Self {
+            tree,
+            methods,
+            near: None,
+            loose: false,
+        }
+    }
+
+    fn takes(&self, piece: Piece, segment: &str) -> bool {
+        piece.accepts(segment) || self.loose && piece == Piece::Uuid && !segment.is_empty()
+    }
+
     fn down<'p>(
         &mut self,
         at: usize,
@@ -171,7 +191,7 @@ impl Walk<'_> {
         for &(piece, child) in &node.variables {
             let found = match piece {
                 Piece::Path => self.down_path(child, rest, id),
-                _ if piece.accepts(segment) => self.down(child, tail, id.or(Some(segment))),
+                _ if self.takes(piece, segment) => self.down(child, tail, id.or(Some(segment))),
                 _ => None,
             };
             if found.is_some() {

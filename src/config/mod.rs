@@ -8,6 +8,7 @@ pub mod cache;
 pub mod guard;
 pub mod listen;
 pub mod load;
+pub mod redis;
 pub mod routes;
 pub mod telemetry;
 pub mod upstreams;

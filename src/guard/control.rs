@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::known::KindStatus;
+use super::known_ids::peers::{Peers, PeersReport};
 use super::verdict::Shared;
 use crate::config::GuardMode;
 
@@ -12,6 +13,7 @@ use crate::config::GuardMode;
 #[derive(Debug, Clone)]
 pub struct GuardControl {
     pub(super) shared: Arc<Shared>,
+    pub(super) peers: Option<Arc<Peers>>,
 }
 
 /// How one kind of things is guarded.
@@ -53,6 +55,11 @@ impl GuardControl {
         };
         let status = self.shared.known.status();
         status.into_iter().filter(said).map(report).collect()
+    }
+
+    /// How this instance stands with its peers; none without a Redis.
+    pub fn peers(&self) -> Option<PeersReport> {
+        self.peers.as_ref().map(|peers| peers.report())
     }
 
     /// Brings the gauges up to date.

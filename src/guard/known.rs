@@ -28,6 +28,9 @@ type Ids = HashSet<KnownId, ahash::RandomState>;
 /// The most things of one kind that are learnt and not told by the source yet; of further ones it is not remembered.
 const MOST_LEARNT: usize = 10_000;
 
+/// How often those are looked through when there are so many.
+const PRUNE: Duration = Duration::from_secs(1);
+
 /// Told of kinds of which something that existed is gone.
 pub type OnGone = Box<dyn Fn(IdKind) + Send + Sync>;
 
@@ -48,9 +51,16 @@ struct Kind {
     exact: Option<Exact>,
     /// Until when everything is known, milliseconds since `epoch`; 0 while it is not.
     as_of: AtomicU64,
-    /// What was learnt and is not told by the source yet, with the time. Taken after `Exact::reading`.
-    learnt: Mutex<HashMap<KnownId, Instant, ahash::RandomState>>,
+    /// What was learnt and is not told by the source yet. Taken after `Exact::reading`.
+    learnt: Mutex<Learnt>,
     error: Mutex<Option<String>>,
+}
+
+/// Ids with the time at which they were learnt.
+#[derive(Default)]
+struct Learnt {
+    ids: HashMap<KnownId, Instant, ahash::RandomState>,
+    pruned: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -150,14 +160,8 @@ impl Known {
         }
         if !is_told {
             let mut learnt = kind.learnt.lock();
-            if learnt.len() >= MOST_LEARNT {
-                learnt.retain(|_, at| now < *at + OVERLAP);
-            }
-            if learnt.contains_key(&id) {
+            if !learnt.remember(id, now) {
                 return false;
-            }
-            if learnt.len() < MOST_LEARNT {
-                learnt.insert(id, now);
             }
         }
         kind.put(&[id], &mut reading);
@@ -186,6 +190,24 @@ impl Known {
     }
 }
 
+impl Learnt {
+    /// Whether that is news. When there are too many, those that the source should have told are forgotten first.
+    fn remember(&mut self, id: KnownId, now: Instant) -> bool {
+        if self.ids.contains_key(&id) {
+            return false;
+        }
+        let may_prune = self.pruned.is_none_or(|at| at + PRUNE <= now);
+        if self.ids.len() >= MOST_LEARNT && may_prune {
+            self.ids.retain(|_, at| now < *at + OVERLAP);
+            self.pruned = Some(now);
+        }
+        if self.ids.len() < MOST_LEARNT {
+            self.ids.insert(id, now);
+        }
+        true
+    }
+}
+
 impl Kind {
     /// Puts ids into what is in use and what is being read.
     fn put(&self, ids: &[KnownId], reading: &mut Option<MutexGuard<'_, Option<Ids>>>) {
@@ -205,9 +227,9 @@ impl Kind {
     /// The source has told these.
     fn told(&self, ids: &[KnownId]) {
         let mut learnt = self.learnt.lock();
-        if !learnt.is_empty() {
+        if !learnt.ids.is_empty() {
             for id in ids {
-                learnt.remove(id);
+                learnt.ids.remove(id);
             }
         }
     }
@@ -237,10 +259,10 @@ impl Sink for Known {
         kind.loading.store(0, Ordering::Relaxed);
         let mut learnt = kind.learnt.lock();
         if kind.exact.is_none() {
-            learnt.retain(|_, at| now < *at + OVERLAP);
+            learnt.ids.retain(|_, at| now < *at + OVERLAP);
         }
         // This reading may come too early for them.
-        let late = learnt.iter().filter(|(_, at)| now < **at + OVERLAP);
+        let late = learnt.ids.iter().filter(|(_, at)| now < **at + OVERLAP);
         let late: Vec<_> = late.map(|(id, _)| *id).collect();
         if let Some(rebuild) = &*rebuild {
             late.iter().for_each(|id| rebuild.insert(*id));
@@ -298,7 +320,10 @@ impl Sink for Known {
         if entry.exact.is_some() {
             // What came and went before the source could tell it.
             let learnt = entry.learnt.lock();
-            let over = learnt.iter().filter(|(_, at)| **at + OVERLAP < as_of.monotonic);
+            let over = learnt
+                .ids
+                .iter()
+                .filter(|(_, at)| **at + OVERLAP < as_of.monotonic);
             let over: Vec<_> = over.map(|(id, _)| *id).collect();
             drop(learnt);
             if !over.is_empty() {

@@ -1,6 +1,6 @@
 //! What the guard counts, with labels that are resolved at the start.
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::known::KindStatus;
 use crate::types::known::IdKind;
@@ -23,6 +23,10 @@ pub struct GuardMetrics {
     pub(super) no_budget: IntCounter,
     pub(super) lookup_failed: IntCounter,
     pub(super) learned: IntCounter,
+    pub(super) peers_told: IntCounter,
+    pub(super) peers_heard: IntCounter,
+    pub(super) peers_dropped: IntCounter,
+    pub(super) peers_connected: IntGauge,
     armed: IntGaugeVec,
     items: IntGaugeVec,
     loading: IntGaugeVec,
@@ -103,6 +107,24 @@ impl GuardMetrics {
                 "dify_edge_guard_learned_total",
                 "Things that Dify's answers showed and that were not known",
             )?,
+            peers_told: counter(
+                "dify_edge_guard_peers_told_total",
+                "Things that other instances were told of",
+            )?,
+            peers_heard: counter(
+                "dify_edge_guard_peers_heard_total",
+                "Things that other instances told of",
+            )?,
+            peers_dropped: counter(
+                "dify_edge_guard_peers_dropped_total",
+                "Things that other instances were not told of, for too many waited",
+            )?,
+            peers_connected: {
+                let name = "dify_edge_guard_peers_connected";
+                let metric = IntGauge::new(name, "Whether other instances can be told and heard")?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            },
             armed: gauges(
                 "dify_edge_guard_armed",
                 "Whether all that exists of a kind is known",

@@ -14,6 +14,7 @@ pub mod known_ids;
 mod lookups;
 mod metrics;
 mod not_found;
+pub mod preview;
 pub mod refusal;
 mod scan;
 mod service;
@@ -24,3 +25,16 @@ mod verdict;
 pub use build::Background;
 pub use metrics::GuardMetrics;
 pub use service::{Guard, GuardLayer};
+
+/// What the fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Scans an answer, in one piece and in several.
+    pub fn answer(bytes: &[u8]) {
+        super::scan::read_anything(bytes);
+    }
+    /// Reads the URL of a database.
+    pub fn database_url(bytes: &[u8]) {
+        super::known_ids::postgres::read_anything(bytes);
+    }
+}

@@ -109,6 +109,10 @@ const NO_SITE: &str = "{\"code\": \"not_found\", \"message\": \"The requested UR
      entered the URL manually please check your spelling and try again. You have requested this URI [/api/passport] but \
      did you mean /api/passport or /api/forgot-password or /api/parameters ?\", \"status\": 404}\n";
 
+const NO_ROUTE: &str = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n<p>The \
+     requested URL was not found on the server. If you entered the URL manually please check your spelling and try \
+     again.</p>\n";
+
 /// The recorded refusals. Keys are looked for in one place for all routes, and so are the data sets of the service API:
 /// before the body is looked at. (One thing comes between a data set and the key: a data set may be closed to the API,
 /// and is refused with 403 then, whatever the key.)
@@ -233,6 +237,36 @@ pub fn find(
     None
 }
 
+/// What Dify's router answers to a path of the service API that no route has because what stands in it for an id is no
+/// UUID. Nothing for browsers is added to that. `None` when Dify could answer in another way.
+pub fn no_route(request: &Parts, stamp: &Stamp) -> Option<Response<Body>> {
+    if !stamp.is_recorded() || stamp.varies {
+        return None;
+    }
+    let mut fields = HeaderMap::with_capacity(6);
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    fields.insert(CONTENT_LENGTH, NO_ROUTE.len().into());
+    fields.insert(X_VERSION, stamp.version.clone());
+    fields.insert(X_ENV, stamp.env.clone());
+    stamp.repeat_key(&request.headers, &mut fields)?;
+    Some(answer(
+        &request.method,
+        StatusCode::NOT_FOUND,
+        fields,
+        NO_ROUTE.into(),
+    ))
+}
+
+fn answer(method: &Method, status: StatusCode, fields: HeaderMap, body: String) -> Response<Body> {
+    let mut answer = Response::new(match *method {
+        Method::HEAD => Body::Empty,
+        _ => Body::Full(Bytes::from(body)),
+    });
+    *answer.status_mut() = status;
+    *answer.headers_mut() = fields;
+    answer
+}
+
 impl Refusal {
     /// Whether Dify looks at more before it than at what exists: whether the app is switched on, of which mode it is,
     /// whose the data set is, quotas. Then only such a request may be refused whose principal Dify has lately given
@@ -275,13 +309,7 @@ impl Refusal {
         fields.insert(X_VERSION, stamp.version.clone());
         fields.insert(X_ENV, stamp.env.clone());
         stamp.repeat_key(&request.headers, &mut fields)?;
-        let mut answer = Response::new(match request.method {
-            Method::HEAD => Body::Empty,
-            _ => Body::Full(Bytes::from(body)),
-        });
-        *answer.status_mut() = self.status;
-        *answer.headers_mut() = fields;
-        Some(answer)
+        Some(answer(&request.method, self.status, fields, body))
     }
 
     /// Whether the answer depends on `Origin`. Which origins `/api` allows is a setting of Dify.
@@ -367,6 +395,35 @@ impl Stamp {
             varies: has(VARY, b"Accept-Encoding") || answer.contains_key(CONTENT_ENCODING),
             repeats_key: has(SET_COOKIE, b"x-token="),
         })
+    }
+
+    /// Of the installation that the words are from.
+    pub(super) fn recorded() -> Self {
+        Self {
+            version: HeaderValue::from_static(RECORDED),
+            env: HeaderValue::from_static("PRODUCTION"),
+            exposes: HeaderValue::from_static("X-Version, X-Env, X-Trace-Id"),
+            varies: false,
+            repeats_key: false,
+        }
+    }
+
+    /// Of installations that differ from it, each with the condition that it does not meet.
+    pub(super) fn others() -> [(Self, String); 3] {
+        let mut later = Self::recorded();
+        later.version = HeaderValue::from_static("other");
+        let mut repeating = Self::recorded();
+        repeating.repeats_key = true;
+        let mut varying = Self::recorded();
+        varying.varies = true;
+        [
+            (later, format!("Dify is of version {RECORDED}")),
+            (
+                repeating,
+                "Dify does not repeat keys in the cookie x-token".into(),
+            ),
+            (varying, "Dify does not compress".into()),
+        ]
     }
 
     fn is_recorded(&self) -> bool {

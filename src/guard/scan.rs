@@ -126,11 +126,49 @@ fn name_of(learn: &Learn) -> &'static str {
     learn.pointer.rsplit('/').next().unwrap_or_default()
 }
 
+/// Scans bytes that say themselves how they are cut: their first is the number of the lengths that follow. Where the
+/// cuts are makes no difference to what is found.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_anything(bytes: &[u8]) {
+    const LEARNS: &[Learn] = &[
+        Learn {
+            pointer: "/data/*/id",
+            kind: IdKind::Dataset,
+        },
+        Learn {
+            pointer: "/token",
+            kind: IdKind::AppKey,
+        },
+        Learn {
+            pointer: "/document/id",
+            kind: IdKind::Document,
+        },
+    ];
+    let Some((cuts, rest)) = bytes.split_first() else {
+        return;
+    };
+    let (lengths, mut text) = rest.split_at(usize::from(*cuts % 16).min(rest.len()));
+    let mut whole = Vec::new();
+    Scanner::new().scan(text, LEARNS, |kind, id| whole.push((kind, id)));
+    let (mut scanner, mut found) = (Scanner::new(), Vec::new());
+    let mut scan = |piece: &[u8]| {
+        scanner.scan(piece, LEARNS, |kind, id| found.push((kind, id)));
+        assert!(scanner.text.len() <= LONGEST);
+    };
+    for length in lengths {
+        let (piece, rest) = text.split_at(usize::from(*length).min(text.len()));
+        scan(piece);
+        text = rest;
+    }
+    scan(text);
+    assert_eq!(found, whole);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::Scanner;
+    use super::{Scanner, read_anything};
     use crate::types::known::{IdKind, KnownId};
     use crate::types::request::Learn;
 
@@ -184,6 +222,16 @@ mod tests {
         assert_eq!(scan(&[text.as_bytes()]), [dataset()]);
     }
 
+    /// What answers are made of, and what may be between.
+    fn word() -> impl Strategy<Value = Vec<u8>> {
+        let parts = ["\"id\"", ":", " ", "\"", "\\", ",", "token", "id", "app-x", ID];
+        prop_oneof![
+            4 => prop::sample::select(parts.to_vec()).prop_map(|part| part.as_bytes().to_vec()),
+            1 => Just(format!("\"id\": \"{ID}\"").into_bytes()),
+            1 => proptest::collection::vec(any::<u8>(), 0..80),
+        ]
+    }
+
     proptest! {
         #[test]
         fn pieces_do_not_matter(at in proptest::collection::vec(0..80usize, 0..6)) {
@@ -200,8 +248,19 @@ mod tests {
         }
 
         #[test]
+        fn cuts_do_not_matter_whatever_is_cut(
+            lengths in proptest::collection::vec(0..40u8, 0..16),
+            words in proptest::collection::vec(word(), 0..40),
+        ) {
+            let mut bytes = vec![lengths.len() as u8];
+            bytes.extend(lengths);
+            bytes.extend(words.concat());
+            read_anything(&bytes);
+        }
+
+        #[test]
         fn anything_can_be_scanned(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            scan(&[&bytes]);
+            read_anything(&bytes);
         }
     }
 }

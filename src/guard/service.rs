@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service, ServiceExt as _};
 
 use super::control::GuardControl;
+use super::known_ids::peers::Peers;
 use super::scan::Scanner;
 use super::verdict::{Sent, Shared, Verdict, is_fresh};
 use crate::config::GuardMode;
@@ -23,24 +24,36 @@ use crate::types::{Body, Failure, FailureKind};
 #[derive(Debug, Clone)]
 pub struct GuardLayer {
     shared: Option<Arc<Shared>>,
+    peers: Option<Arc<Peers>>,
 }
 
 impl GuardLayer {
     pub(super) fn over(shared: Shared) -> Self {
         Self {
             shared: Some(Arc::new(shared)),
+            peers: None,
         }
+    }
+
+    /// One of several instances.
+    pub(super) fn with(mut self, peers: Arc<Peers>) -> Self {
+        self.peers = Some(peers);
+        self
     }
 
     /// Lets everything through.
     pub fn off() -> Self {
-        Self { shared: None }
+        Self {
+            shared: None,
+            peers: None,
+        }
     }
 
     /// The handle, when there is anything to see.
     pub fn control(&self) -> Option<GuardControl> {
         let shared = self.shared.clone()?;
-        Some(GuardControl { shared })
+        let peers = self.peers.clone();
+        Some(GuardControl { shared, peers })
     }
 }
 
@@ -103,7 +116,7 @@ where
         };
         let decision = &request.decision;
         let learns = if shared.learns { decision.learns } else { &[] };
-        let knows = shared.knows(&decision.asks);
+        let knows = shared.knows(decision);
         let sent = if knows {
             shared.metrics.known.inc();
             Sent::of(shared, &request, Verdict::none())
@@ -135,19 +148,19 @@ async fn go<S>(
 where
     S: Service<ClassifiedRequest, Response = Response<Body>, Error = Failure>,
 {
-    let sent = if shared.knows(&request.decision.asks) {
+    let sent = if shared.knows(&request.decision) {
         sent
     } else {
         let mut verdict = shared.judge(&request.parts, &request.decision).await;
         let enforces = shared.mode == GuardMode::Enforce;
         match verdict.refused.take() {
             Some(refused) if enforces => {
-                shared.metrics.refused(refused.asked.kind);
+                shared.metrics.refused(refused.kind);
                 return Ok(refused.answered(&request.decision));
             }
             refused => {
                 if let Some(refused) = &refused {
-                    shared.metrics.would_refuse(refused.asked.kind);
+                    shared.metrics.would_refuse(refused.kind);
                 }
                 verdict.refused = refused;
             }

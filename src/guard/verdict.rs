@@ -82,7 +82,7 @@ pub(super) struct Verdict {
 /// A request that asks for what does not exist.
 #[derive(Debug)]
 pub(super) struct Refused {
-    pub(super) asked: Asked,
+    pub(super) kind: IdKind,
     pub(super) answer: Response<Body>,
     /// The length of what Dify would say.
     length: u64,
@@ -120,15 +120,15 @@ impl Shared {
     }
 
     /// Tells `on_learnt` of what is new.
-    #[cfg(test)]
     pub(super) fn telling(mut self, on_learnt: OnLearnt) -> Self {
         self.on_learnt = Some(on_learnt);
         self
     }
 
     /// Whether everything that a request asks for is known: then there is nothing to decide.
-    pub(super) fn knows(&self, asks: &[Asked]) -> bool {
-        asks.iter().all(|asked| self.known.has(asked.kind, &asked.id))
+    pub(super) fn knows(&self, decision: &Decision) -> bool {
+        let has = |asked: &Asked| self.known.has(asked.kind, &asked.id);
+        decision.misnamed.is_none() && decision.asks.iter().all(has)
     }
 
     /// Decides about a request that asks for something that is not known.
@@ -144,19 +144,22 @@ impl Shared {
         }
         let now = self.clock.now().monotonic;
         let refused = self.stamp(now).and_then(|stamp| {
-            let place = |asked: &Asked| decision.asks.iter().position(|other| other == asked);
-            let presence = |asked: &Asked| place(asked).map_or(Presence::Unsure, |place| presences[place]);
-            let (asked, refusal) = refusal::find(decision.template, &decision.asks, &stamp.0, presence)?;
-            if refusal.needs_admission() && !self.is_admitted(decision.principal, decision.template, now) {
-                return None;
-            }
-            let answer = refusal.answer(parts, &stamp.0)?;
+            let (kind, answer) = if let Some(kind) = decision.misnamed {
+                let armed = self.known.is_armed(kind, now);
+                (kind, refusal::no_route(parts, &stamp.0).filter(|_| armed)?)
+            } else {
+                let place = |asked: &Asked| decision.asks.iter().position(|other| other == asked);
+                let presence =
+                    |asked: &Asked| place(asked).map_or(Presence::Unsure, |place| presences[place]);
+                let (asked, refusal) = refusal::find(decision.template, &decision.asks, &stamp.0, presence)?;
+                if refusal.needs_admission() && !self.is_admitted(decision.principal, decision.template, now)
+                {
+                    return None;
+                }
+                (asked.kind, refusal.answer(parts, &stamp.0)?)
+            };
             let length = length_of(answer.headers())?;
-            Some(Refused {
-                asked,
-                answer,
-                length,
-            })
+            Some(Refused { kind, answer, length })
         });
         if refused.is_none() {
             // What Dify has to say is not known, and then it costs Dify as much as what nobody knows.
@@ -191,6 +194,7 @@ impl Shared {
             Looked::Exists => {
                 self.metrics.found.inc();
                 self.known.add(asked.kind, &[asked.id]);
+                self.tell(asked.kind, asked.id);
                 Presence::Exists
             }
             Looked::Missing => {
@@ -238,7 +242,8 @@ impl Shared {
             }
         }
         let told = |asked: &Asked| refusal::of(sent.template, asked.kind).map(Refusal::status);
-        if status.is_success() {
+        // A stored one may be of a time when there was such a thing.
+        if status.is_success() && is_fresh(answer) {
             // Of a few things Dify says with a success that they are missing.
             let exist = sent
                 .unsure
@@ -267,7 +272,13 @@ impl Shared {
         if !has {
             self.metrics.learned.inc();
         }
-        if let (true, Some(on_learnt)) = (is_news, &self.on_learnt) {
+        if is_news {
+            self.tell(kind, id);
+        }
+    }
+
+    fn tell(&self, kind: IdKind, id: KnownId) {
+        if let Some(on_learnt) = &self.on_learnt {
             on_learnt(kind, id);
         }
     }

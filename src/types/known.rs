@@ -99,6 +99,17 @@ impl KnownId {
     }
 }
 
+/// Reads any bytes as a UUID: one that is taken is the text that was given.
+#[cfg(any(test, fuzzing))]
+pub fn read_anything(bytes: &[u8]) {
+    let Some(KnownId(id)) = KnownId::of_uuid(bytes) else {
+        return;
+    };
+    let digits: Vec<_> = bytes.iter().filter(|byte| **byte != b'-').copied().collect();
+    assert_eq!((bytes.len(), digits.len()), (36, 32));
+    assert!(super::ids::hex(&id).as_bytes().eq_ignore_ascii_case(&digits));
+}
+
 impl std::fmt::Debug for KnownId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "KnownId({:02x}{:02x}…)", self.0[0], self.0[1])
@@ -109,7 +120,7 @@ impl std::fmt::Debug for KnownId {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{IdKind, KnownId};
+    use super::{IdKind, KnownId, read_anything};
 
     #[test]
     fn a_uuid_is_the_same_in_either_case() {
@@ -142,8 +153,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_uuid_or_none(text in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let _ = KnownId::of_uuid(&text);
+        fn any_bytes_are_a_uuid_or_none(
+            text in "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+            at in 0..36usize,
+            byte: u8,
+        ) {
+            let mut bytes = text.into_bytes();
+            read_anything(&bytes);
+            prop_assert!(KnownId::of_uuid(&bytes).is_some());
+            let is_digit = bytes[at] != b'-';
+            let fits = if is_digit { byte.is_ascii_hexdigit() } else { byte == b'-' };
+            bytes[at] = byte;
+            read_anything(&bytes);
+            prop_assert_eq!(KnownId::of_uuid(&bytes).is_some(), fits);
+            bytes.truncate(at);
+            prop_assert_eq!(KnownId::of_uuid(&bytes), None);
         }
     }
 }

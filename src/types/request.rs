@@ -162,6 +162,9 @@ pub struct Decision {
     /// What must exist for the request to succeed, in the order in which Dify looks. It ends before the first that
     /// the request does not name plainly.
     pub asks: Asks,
+    /// Of what kind the thing is for which the path has no UUID where its only possible route wants one: then no route
+    /// has the path.
+    pub misnamed: Option<IdKind>,
     /// What a successful answer tells of what exists.
     pub learns: &'static [Learn],
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dify_edge::cli::explain::{Explainer, Explanation, Question};
+use dify_edge::config::guard::{PostgresConfig, SourceConfig};
 use dify_edge::config::load::{Sources, load};
-use dify_edge::config::{AccessLog, Config};
+use dify_edge::config::{AccessLog, Config, GuardConfig, GuardMode};
 use dify_edge::types::time::Clock;
 use dify_edge::wire::respond;
 use parking_lot::Mutex;
@@ -13,7 +14,9 @@ use parking_lot::Mutex;
 use crate::captures::{clock_of, play, script};
 use crate::support::captures::{self, Record};
 use crate::support::client::{Answer, Client, post};
+use crate::support::known::{insert, insert_key, uuid};
 use crate::support::origin::{self, Action, Origin, Script};
+use crate::support::postgres::Postgres;
 use crate::support::{child, edge, eventually, metrics, within};
 
 /// The request of a record as arguments would have it.
@@ -488,4 +491,75 @@ async fn a_long_body_is_refused_as_explained() {
         .expect("413");
     assert_eq!((told.status, told.class), (answer.status, Some("generation")));
     assert!(answer.text().contains(&told.why), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn the_guards_verdict_is_told_by_what_the_database_has_now() {
+    let mut server = Postgres::start().await;
+    insert_key(&server, "dataset-one").await;
+    insert(&server, "datasets", 1, "1 hour").await;
+    let mut config = edge::config(&["127.0.0.1:1".parse().unwrap()]);
+    config.guard = Some(GuardConfig {
+        mode: GuardMode::Enforce,
+        sources: vec![SourceConfig::Postgres(PostgresConfig::default())],
+        database_url: Some(server.owner_url()),
+        ..GuardConfig::default()
+    });
+    let file = Arc::new(File::of(&config, "explain-guard"));
+    let ask = |arguments: &'static [&'static str], number: u32, key: &'static str| {
+        let file = file.clone();
+        let told = tokio::task::spawn_blocking(move || {
+            let (id, _) = uuid(number);
+            let target = format!("http://a/v1/datasets/{id}");
+            let field = format!("-HAuthorization: Bearer {key}");
+            let path = file.0.to_str().expect("UTF-8");
+            let first = ["GET", &target, &field, "--config", path];
+            call(&[&first, arguments].concat())
+        });
+        async {
+            let (code, printed, _) = told.await.expect("an end");
+            assert_eq!(code, 0, "{printed}");
+            printed
+        }
+    };
+    let guard = async |number, key| {
+        let printed = ask(&["--json"], number, key).await;
+        let mut told: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+        told["guard"].take()
+    };
+    for (number, key, found, verdict, status) in [
+        (1, "dataset-one", ["exists", "exists"], "passes", None),
+        (2, "dataset-one", ["missing", "exists"], "refused", Some(404)),
+        (1, "dataset-two", ["exists", "missing"], "refused", Some(401)),
+    ] {
+        let told = guard(number, key).await;
+        let is: Vec<_> = (0..2).map(|place| told["asks"][place]["found"].clone()).collect();
+        assert_eq!(is, found, "{told}");
+        assert_eq!(told["verdict"], verdict, "{told}");
+        assert_eq!(told["answer"]["status"].as_u64(), status, "{told}");
+    }
+    let printed = ask(&[], 2, "dataset-one").await;
+    for words in [
+        "missing",
+        "verdict         would be answered 404 {\"code\": \"not_found\", \"message\": \"Dataset not found.\"",
+        "provided that   all of the kind dataset has been read",
+    ] {
+        assert!(printed.contains(words), "{words}:\n{printed}");
+    }
+    assert!(!printed.contains("dataset-one"), "{printed}");
+    server.execute("ALTER TABLE api_tokens DROP COLUMN token").await;
+    let told = guard(2, "dataset-one").await;
+    let why = told["asks"][1]["why"].as_str().unwrap_or_default();
+    assert!(why.contains("api_tokens.token: no such column"), "{told}");
+    assert_eq!(told["verdict"], "refused", "the data set is looked for first");
+    server.stop();
+    let silent = guard(2, "dataset-one").await;
+    server.go_on();
+    server.kill();
+    let dead = guard(2, "dataset-one").await;
+    for told in [silent, dead] {
+        let why = told["asks"][0]["why"].as_str().unwrap_or_default();
+        assert!(why.contains("no answer from the database"), "{told}");
+        assert_eq!(told["verdict"], "passes_budgeted", "{told}");
+    }
 }

@@ -22,6 +22,8 @@ const DATASETS: &str = "dataset-0123456789abcdefghijklmn";
 const BAD_KEY: &str =
     "{\"code\": \"unauthorized\", \"message\": \"Access token is invalid\", \"status\": 401}\n";
 const NO_DATASET: &str = "{\"code\": \"not_found\", \"message\": \"Dataset not found.\", \"status\": 404}\n";
+const NO_ROUTE: &str = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n<p>The requested URL was \
+     not found on the server. If you entered the URL manually please check your spelling and try again.</p>\n";
 
 /// Dify, as far as these tests go: keys and data sets that exist.
 #[derive(Clone, Default)]
@@ -67,6 +69,14 @@ impl Dify {
             .target
             .strip_prefix("/v1/datasets/")
             .and_then(|rest| rest.get(..36));
+        if seen.target == "/v1/datasets/not-a-uuid" {
+            let html = [
+                ("Content-Type", "text/html; charset=utf-8"),
+                ("X-Version", "1.12.1"),
+                ("X-Env", "PRODUCTION"),
+            ];
+            return answer(404, &html, NO_ROUTE);
+        }
         if let Some(id) = dataset
             && !self.has(id)
         {
@@ -208,6 +218,39 @@ async fn what_does_not_exist_is_refused_in_difys_words_and_dify_is_not_asked() {
     // What exists passes.
     let there = format!("/v1/datasets/{}/documents", uuid(1).0);
     assert_eq!(read(&edge, DATASETS, &there).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_uuid_is_refused_as_by_difys_router_when_enforced_and_compared_when_observed() {
+    const TARGET: &str = "/v1/datasets/not-a-uuid";
+    let (server, _dify, origin, edge) = all(GuardMode::Enforce).await;
+    let observing = guarded(&origin, guard(GuardMode::Observe, Some(server.owner_url()))).await;
+    armed(&observing, "dataset").await;
+    assert_eq!(read(&observing, KEY, "/v1/info").await.status, 200);
+    let before = origin.counts().requests;
+    let refused = read(&edge, DATASETS, TARGET).await;
+    assert_eq!(origin.counts().requests, before);
+    let asked = read(&observing, DATASETS, TARGET).await;
+    assert_eq!(origin.counts().requests, before + 1);
+    assert_eq!(without_date(&refused), without_date(&asked));
+    assert_eq!((refused.status, refused.text().as_str()), (404, NO_ROUTE));
+    assert_eq!(counted(&edge, "dify_edge_guard_refusals_total").await, 1.0);
+    assert_eq!(
+        counted(&observing, "dify_edge_guard_would_refuse_total").await,
+        1.0
+    );
+    assert_eq!(
+        counted(&observing, "dify_edge_guard_false_refusals_total").await,
+        0.0
+    );
+    let learning = guarded(&origin, guard(GuardMode::Enforce, None)).await;
+    assert_eq!(read(&learning, KEY, "/v1/info").await.status, 200);
+    let passed = read(&learning, DATASETS, TARGET).await;
+    assert!(
+        !passed.cache_status().contains("guard"),
+        "{}",
+        passed.cache_status()
+    );
 }
 
 #[tokio::test]

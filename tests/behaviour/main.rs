@@ -22,6 +22,7 @@ mod explain;
 mod failover;
 mod fields;
 mod guard;
+mod guard_peers;
 mod guard_postgres;
 mod guard_postgres_faults;
 mod invalidation;

@@ -172,6 +172,7 @@ fn request(method: Method, path: &str) -> ClassifiedRequest {
             wants_user: false,
             background: Background::None,
             asks: Asks::new(),
+            misnamed: None,
             learns: &[],
         },
     }

@@ -25,14 +25,9 @@ use fred::interfaces::{
     ClientLike, ClusterInterface, EventInterface, HashesInterface, KeysInterface, PubsubInterface,
 };
 use fred::types::cluster::ClusterRouting;
-use fred::types::config::{Config, ServerConfig, TlsConnector};
-use fred::types::{
-    Builder, ConnectHandle, Expiration, InfoKind, Key as RedisKey, Message, SetOptions, Value,
-};
+use fred::types::{ConnectHandle, Expiration, InfoKind, Key as RedisKey, Message, SetOptions, Value};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
@@ -44,19 +39,15 @@ use crate::cache::codec::unix_millis;
 use crate::cache::coherence::Coherence;
 use crate::cache::key::Key;
 use crate::config::cache::RedisConfig;
+use crate::config::redis::RedisServers;
 use crate::types::ids::hex;
 use crate::types::time::Clock;
 
 /// How long new connections may take, all steps together.
 const CONNECT: Duration = Duration::from_secs(3);
-/// The longest that one step of it may take.
-const STEP: Duration = Duration::from_secs(1);
 /// Pauses between tries to connect: the first, doubled up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Commands that wait for the connection, and messages that wait to be heard.
-const COMMANDS: usize = 8192;
-const MESSAGES: usize = 8192;
 /// How long marks of unsettled slots outlive the last of them; as long as any window.
 const MARKS: Duration = Duration::from_secs(3600);
 
@@ -70,7 +61,7 @@ const UNSETTLED: &str = "unsettled_until";
 /// See the module.
 #[derive(Debug)]
 pub(in crate::cache) struct Redis {
-    config: Config,
+    servers: RedisServers,
     prefix: String,
     board: String,
     reads: Arc<Reads>,
@@ -139,28 +130,7 @@ impl Redis {
     /// # Errors
     /// When the URL or the authorities' file cannot be used.
     pub(in crate::cache) fn new(settings: &RedisConfig, clock: Clock) -> Result<Self, String> {
-        let url = settings
-            .url
-            .as_deref()
-            .ok_or("cache.redis.url is needed with `type: redis`")?;
-        // The plain spelling: fred would load the system's authorities for the other, whether they are wanted or not.
-        let (plain, tls) = match url.split_once("://") {
-            Some((scheme, rest)) => match scheme.strip_prefix("rediss").or(scheme.strip_prefix("valkeys")) {
-                Some(kind) => (format!("redis{kind}://{rest}"), true),
-                None => (url.to_owned(), false),
-            },
-            None => (url.to_owned(), false),
-        };
-        let mut config = Config::from_url(&plain).map_err(|error| format!("cache.redis.url: {error}"))?;
-        if tls {
-            let connector = match &settings.ca {
-                Some(path) => trusting(path)?,
-                None => {
-                    TlsConnector::default_rustls().map_err(|error| format!("cache.redis.url: {error}"))?
-                }
-            };
-            config.tls = Some(connector.into());
-        }
+        let servers = settings.servers()?;
         let prefix = &settings.prefix;
         Ok(Self {
             reads: Arc::new(Reads {
@@ -169,10 +139,10 @@ impl Redis {
                 names: SlotNames::new(),
                 clock,
                 link: ArcSwapOption::empty(),
-                together: !config.server.is_clustered(),
+                together: !servers.is_clustered(),
                 waiting: Mutex::default(),
             }),
-            config,
+            servers,
             board: format!("{prefix}board"),
             prefix: prefix.clone(),
         })
@@ -189,14 +159,7 @@ impl Redis {
             };
             match connected.unwrap_or_else(|_| Err(TierError::Failed("no answer in time".to_owned()))) {
                 Ok(connected) => {
-                    let hosts: Vec<_> = self
-                        .config
-                        .server
-                        .hosts()
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect();
-                    tracing::info!(servers = hosts.join(","), "connected to Redis");
+                    tracing::info!(servers = self.servers.names(), "connected to Redis");
                     (pause, said) = (FIRST_PAUSE, false);
                     let why = tokio::select! {
                         () = stop.cancelled() => return,
@@ -219,37 +182,14 @@ impl Redis {
         }
     }
 
-    /// A client that has not connected yet. `attempt`: with each the next host is the first that is asked, for fred
-    /// waits for the first and tries no other.
-    fn client(&self, attempt: usize) -> Result<Client, TierError> {
-        let mut config = self.config.clone();
-        if let ServerConfig::Clustered { hosts, .. } | ServerConfig::Sentinel { hosts, .. } =
-            &mut config.server
-        {
-            let first = attempt % hosts.len().max(1);
-            hosts.rotate_left(first);
-        }
-        let mut builder = Builder::from_config(config);
-        builder.with_connection_config(|config| {
-            config.connection_timeout = STEP;
-            config.internal_command_timeout = STEP;
-            config.max_command_attempts = 1;
-            config.max_redirections = 3;
-            config.max_command_buffer_len = COMMANDS;
-            config.tcp.nodelay = Some(true);
-        });
-        builder.with_performance_config(|config| config.broadcast_channel_capacity = MESSAGES);
-        Ok(builder.build()?)
-    }
-
     async fn connect(&self, attempt: usize) -> Result<Connected, TierError> {
-        let listener = self.client(attempt)?;
+        let listener = self.servers.client(attempt)?;
         let messages = listener.message_rx();
         let listening = Task(listener.connect());
         listener.wait_for_connect().await?;
         listener.subscribe(self.board.as_str()).await?;
 
-        let client = self.client(attempt)?;
+        let client = self.servers.client(attempt)?;
         let commands = Task(client.connect());
         client.wait_for_connect().await?;
         let changes = client.cluster_change_rx();
@@ -519,22 +459,4 @@ fn longest_mark(clock: &Clock) -> u64 {
 
 fn random() -> u64 {
     ahash::RandomState::new().hash_one(0)
-}
-
-/// TLS that trusts the authorities in this PEM file and no others.
-fn trusting(path: &std::path::Path) -> Result<TlsConnector, String> {
-    let say = |what: &dyn std::fmt::Display| format!("cache.redis.ca: {}: {what}", path.display());
-    let mut roots = rustls::RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| say(&error))?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| say(&error))?;
-        roots.add(certificate).map_err(|error| say(&error))?;
-    }
-    if roots.is_empty() {
-        return Err(say(&"no certificate in it"));
-    }
-    let config = rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config.into())
 }

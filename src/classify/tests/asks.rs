@@ -311,3 +311,45 @@ proptest! {
         prop_assert!(asks.len() <= 5);
     }
 }
+
+#[test]
+fn a_path_is_misnamed_when_it_lacks_nothing_but_a_uuid() {
+    let misnamed = |line: &str| decide(line).misnamed;
+    let inner = format!("GET /v1/datasets/{UUID}/documents/x/segments");
+    for (line, kind) in [
+        ("GET /v1/datasets/not-a-uuid", IdKind::Dataset),
+        ("HEAD /v1/datasets/not-a-uuid?page=1", IdKind::Dataset),
+        (
+            "GET /v1/datasets/86fedc0e02f548d7b8162eacbb40ae5a",
+            IdKind::Dataset,
+        ),
+        ("GET /v1/datasets/x/documents/y/segments", IdKind::Dataset),
+        (&inner, IdKind::Document),
+        ("GET /v1/files/x/preview", IdKind::UploadFile),
+        // No route has it, whatever methods it would have.
+        ("GET /v1/messages/x/feedbacks", IdKind::Message),
+    ] {
+        let decision = decide(line);
+        assert_eq!(decision.misnamed, Some(kind), "{line}");
+        assert_eq!((decision.template, decision.asks.len()), ("*", 0), "{line}");
+    }
+    for line in [
+        "GET /v1/nope",
+        "GET /v1/datasets/x/nope",
+        "GET /v1/datasets/x/",
+        "GET /v1/datasets//documents",
+        "GET /v1/datasets/%78",
+        "GET /v1/datasets/tags",
+        "POST /v1/datasets/x/retrieve",
+        "OPTIONS /v1/datasets/x",
+        "GET /V1/datasets/x",
+        "GET /v1/workflows/run/x",
+        "GET /console/api/datasets/x",
+        "GET /api/messages/x/more-like-this",
+        &format!("GET /v1/datasets/{UUID}"),
+        &format!("GET /v1/datasets/{UUID}/metadata/x"),
+        &format!("GET /v1/datasets/{UUID}/nope"),
+    ] {
+        assert_eq!(misnamed(line), None, "{line}");
+    }
+}

@@ -1,5 +1,5 @@
 //! From a request to its explanation. Every decision is made by the stages' own code: `wire` and `classify` run as
-//! they are with nothing behind them, `cache` is asked through its pure functions.
+//! they are with nothing behind them, `guard` and `cache` are asked through their pure functions.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -9,7 +9,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::explanation::{Asked, Caller, Explanation, KeyParts, Plan, Refused, Route, Setting, Tags};
-use super::lifetime;
+use super::{guard, lifetime};
 use crate::cache::cache_status::Forward;
 use crate::cache::key::{self, Key};
 use crate::cache::plan;
@@ -92,6 +92,7 @@ impl<'c> Explainer<'c> {
                 refused: Some(refused(&failure)),
                 route: None,
                 principal: None,
+                guard: None,
                 cache: None,
                 lifetime: None,
                 tags: None,
@@ -121,6 +122,12 @@ impl<'c> Explainer<'c> {
             refused: None,
             route: Some(self.route(request, &reasons)),
             principal: Some(caller(request, &reasons)),
+            guard: Some(guard::guard(
+                self.config.guard.as_ref(),
+                (self.origin_of)("guard.mode"),
+                request,
+                &reasons,
+            )),
             lifetime: key.is_some().then(|| {
                 lifetime::lifetime(decision.cache, unknown, &self.config.cache, &self.origin_of, now)
             }),

@@ -16,6 +16,8 @@ pub struct Explanation {
     pub route: Option<Route>,
     /// Whose answer it gets.
     pub principal: Option<Caller>,
+    /// What it asks for, and what the guard makes of that.
+    pub guard: Option<Guard>,
     /// What the cache does.
     pub cache: Option<Plan>,
     /// For how long an answer would be kept; null when none would.
@@ -103,6 +105,52 @@ pub struct Caller {
     pub cookies: Vec<String>,
     /// Why there is no digest.
     pub why_none: Option<&'static str>,
+}
+
+/// What the guard does.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Guard {
+    /// `off`, `observe` or `enforce`.
+    pub mode: &'static str,
+    /// Where that was written.
+    pub from: String,
+    /// What the request asks for, in the order in which Dify looks.
+    pub asks: Vec<Thing>,
+    /// `passes`; `passes_budgeted`: counts as unknown; `observed`: passes, counted as one that would be refused;
+    /// `refused`.
+    pub verdict: &'static str,
+    /// Why.
+    pub why: String,
+    /// With what it is, or would be, refused.
+    pub answer: Option<Words>,
+    /// What the running proxy has to know besides for the verdict to hold.
+    pub conditions: Vec<String>,
+}
+
+/// Something that a request is about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Thing {
+    /// What it is: `app_key`, `dataset`, …
+    pub kind: &'static str,
+    /// The UUID; of keys and codes the first eight digits of their digest.
+    pub id: String,
+    /// Where in the request it stands: `field NAME` or `segment NAME`.
+    pub at: String,
+    /// `exists`, `missing` or `unknown`.
+    pub found: &'static str,
+    /// Why that is unknown.
+    pub why: Option<String>,
+    /// What Dify answers when it alone is missing; null when the guard does not know.
+    pub if_missing: Option<Words>,
+}
+
+/// An answer in Dify's words.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Words {
+    /// Its status.
+    pub status: u16,
+    /// Its body.
+    pub body: String,
 }
 
 /// What the cache does.

@@ -1,10 +1,11 @@
 //! `explain`: tells what would happen to a request and why, without sending it.
 //!
-//! `explainer` asks the stages, `lifetime` the cache about answers; `explanation` is what comes out, `text` lays it
+//! `explainer` asks the stages, `lifetime` the cache about answers, `guard` the guard and its database; `explanation` is what comes out, `text` lays it
 //! out for people. With `--live` the administrative listener of a running proxy says what is stored for it.
 
 mod explainer;
 mod explanation;
+mod guard;
 mod lifetime;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,9 @@ use clap::Parser as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{ReplicaConfig, UpstreamConfig};
+use crate::config::guard::{PostgresConfig, SourceConfig};
+use crate::config::{GuardConfig, GuardMode, ReplicaConfig, UpstreamConfig};
+use crate::types::known::KnownId;
 use crate::types::units::Size;
 
 fn config() -> Config {
@@ -263,6 +265,134 @@ fn a_lifetime_names_its_keys_and_what_in_an_answer_changes_it() {
     assert!(explain("POST /v1/chat-messages", &[KEY], "{}").lifetime.is_none());
 }
 
+const DATASET: &str = "GET /v1/datasets/5F0E7A3C-0000-4000-8000-000000000001";
+
+fn guarded(mode: GuardMode, line: &str, fields: &[(&str, &str)]) -> Guard {
+    let mut config = config();
+    config.guard = Some(GuardConfig {
+        mode,
+        ..GuardConfig::default()
+    });
+    explain_with(&config, &ask(line, fields, "")).guard.unwrap()
+}
+
+#[test]
+fn what_a_guard_would_check_is_told_also_while_it_is_off() {
+    let off = explain(DATASET, &[KEY], "").guard.unwrap();
+    assert_eq!((off.mode, off.from.as_str()), ("off", "from guard.mode"));
+    let shown: Vec<_> = off
+        .asks
+        .iter()
+        .map(|thing| (thing.kind, thing.at.as_str(), thing.id.as_str(), thing.found))
+        .collect();
+    let digest = KnownId::of_text(b"app-secret");
+    let digest = &crate::types::ids::hex(&digest.0)[..8];
+    assert_eq!(
+        shown,
+        [
+            (
+                "dataset",
+                "segment dataset_id",
+                "5f0e7a3c-0000-4000-8000-000000000001",
+                "unknown"
+            ),
+            ("dataset_key", "field Authorization", digest, "unknown"),
+        ]
+    );
+    let words = |place: usize| off.asks[place].if_missing.as_ref().unwrap();
+    assert_eq!((words(0).status, words(1).status), (404, 401));
+    assert!(words(0).body.contains("Dataset not found."));
+    assert_eq!((off.verdict, off.answer.is_none()), ("passes", true));
+    let path = "/v1/datasets/5f0e7a3c-0000-4000-8000-000000000001/documents/metadata";
+    let unrecorded = explain(&format!("POST {path}"), &[KEY], "{}").guard.unwrap();
+    assert_eq!(unrecorded.asks[0].if_missing, None);
+    let code = explain("GET /api/passport", &[("X-App-Code", "secret")], "")
+        .guard
+        .unwrap();
+    assert_eq!(code.asks[0].at, "field X-App-Code");
+}
+
+#[test]
+fn without_a_database_what_is_unknown_counts_and_nothing_is_refused() {
+    let enforce = guarded(GuardMode::Enforce, DATASET, &[KEY]);
+    assert_eq!((enforce.verdict, enforce.answer), ("passes_budgeted", None));
+    assert!(
+        enforce.why.contains("guard.unknown_per_minute (600)"),
+        "{}",
+        enforce.why
+    );
+    assert!(
+        enforce.conditions[0].contains("guard.not_found.ttl (5s)"),
+        "{:?}",
+        enforce.conditions
+    );
+    assert_eq!(guarded(GuardMode::Observe, DATASET, &[KEY]).verdict, "passes");
+    let nothing = guarded(GuardMode::Enforce, "GET /health", &[]);
+    assert_eq!((nothing.verdict, nothing.asks.len()), ("passes", 0));
+}
+
+#[test]
+fn a_path_that_no_route_has_for_want_of_a_uuid_is_told_with_the_routers_words() {
+    let mut config = config();
+    config.guard = Some(GuardConfig {
+        mode: GuardMode::Enforce,
+        ..GuardConfig::default()
+    });
+    let question = ask("GET /v1/datasets/not-a-uuid", &[KEY], "");
+    let learned = explain_with(&config, &question).guard.unwrap();
+    assert_eq!((learned.verdict, learned.answer), ("passes", None));
+    let guard = config.guard.as_mut().unwrap();
+    guard.sources = vec![SourceConfig::Postgres(PostgresConfig::default())];
+    guard.database_url = Some("postgres://u@127.0.0.1:1/dify".into());
+    let explanation = explain_with(&config, &question);
+    let page = text::text(&explanation);
+    assert!(
+        page.contains("answered 404 <!doctype html> <html lang=en>"),
+        "{page}"
+    );
+    let told = explanation.guard.unwrap();
+    let answer = told.answer.unwrap();
+    assert_eq!((told.verdict, answer.status), ("refused", 404));
+    assert!(answer.body.starts_with("<!doctype html>"), "{}", answer.body);
+    assert!(told.why.contains("id of the dataset"), "{}", told.why);
+    let said = told.conditions.join("; ");
+    for words in ["kind dataset", "of version 1.12.1", "does not compress"] {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn a_database_that_cannot_be_asked_is_said_so_and_the_rest_goes_on() {
+    let mut config = config();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    for (url, word) in [
+        (
+            format!("postgres://u:hidden@{closed}/dify"),
+            "no answer from the database",
+        ),
+        ("mysql://u:hidden@h/dify".to_owned(), "not a URL"),
+    ] {
+        config.guard = Some(GuardConfig {
+            mode: GuardMode::Enforce,
+            sources: vec![SourceConfig::Postgres(PostgresConfig::default())],
+            database_url: Some(url),
+            ..GuardConfig::default()
+        });
+        let told = explain_with(&config, &ask(DATASET, &[KEY], ""));
+        let guard = told.guard.clone().unwrap();
+        for thing in &guard.asks {
+            assert!(thing.why.as_ref().unwrap().contains(word), "{thing:?}");
+        }
+        assert_eq!(guard.verdict, "passes_budgeted");
+        assert!(told.cache.is_some());
+        let page = text::text(&told);
+        assert!(page.contains(word) && !page.contains("hidden"), "{page}");
+    }
+}
+
 #[test]
 fn tags_stand_by_name_with_the_routes_that_a_write_ends() {
     let tags = |line: &str, body| explain(line, &[KEY], body).tags.unwrap();
@@ -322,7 +452,7 @@ fn the_text_has_every_section_and_no_credential() {
                 "{line}: {secret}"
             );
         }
-        for section in ["request", "route", "principal", "cache", "tags"] {
+        for section in ["request", "route", "principal", "guard", "cache", "tags"] {
             assert!(page.lines().any(|found| found == section), "{line}: {section}");
         }
     }

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::explanation::{Explanation, KeyParts, Lifetime, Live, Plan, Route, Setting, Tags, Times};
+use super::explanation::{
+    Explanation, Guard, KeyParts, Lifetime, Live, Plan, Route, Setting, Tags, Times, Words,
+};
 use crate::types::units::Span;
 
 /// Templates that are listed one by one; more are counted.
@@ -44,6 +46,9 @@ pub(super) fn text(explanation: &Explanation) -> String {
         if !caller.cookies.is_empty() {
             page.line("cookies", &caller.cookies.join(", "));
         }
+    }
+    if let Some(guard) = &explanation.guard {
+        of_guard(&mut page, guard);
     }
     if let Some(plan) = &explanation.cache {
         of_plan(&mut page, plan);
@@ -111,6 +116,41 @@ fn of_route(page: &mut Page, route: &Route) {
         ),
     );
     page.line("longest body", &setting(&route.body_limit));
+}
+
+fn of_guard(page: &mut Page, guard: &Guard) {
+    page.section("guard");
+    page.line("mode", &format!("{} ({})", guard.mode, guard.from));
+    for thing in &guard.asks {
+        let why = thing.why.as_ref().map(|why| format!(": {why}"));
+        let (id, at, found) = (&thing.id, &thing.at, thing.found);
+        page.line(
+            thing.kind,
+            &format!("{id} ({at}): {found}{}", why.unwrap_or_default()),
+        );
+        let words = thing.if_missing.as_ref().map(words);
+        page.line(
+            "  if missing",
+            words
+                .as_deref()
+                .unwrap_or("passes: Dify's words were not recorded for this route"),
+        );
+    }
+    let verdict = match (guard.verdict, &guard.answer) {
+        ("refused", Some(answer)) => format!("would be answered {}", words(answer)),
+        ("observed", Some(answer)) => format!("passes; enforced, it would be answered {}", words(answer)),
+        ("passes_budgeted", _) => "passes, budgeted".to_owned(),
+        (verdict, _) => verdict.to_owned(),
+    };
+    page.line("verdict", &verdict);
+    page.line("why", &guard.why);
+    if !guard.conditions.is_empty() {
+        page.lines("provided that", &guard.conditions);
+    }
+}
+
+fn words(words: &Words) -> String {
+    format!("{} {}", words.status, words.body.trim_end().replace('\n', " "))
 }
 
 fn of_plan(page: &mut Page, plan: &Plan) {

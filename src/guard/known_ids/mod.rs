@@ -2,13 +2,14 @@
 //!
 //! A source reads ids and hands them to a [`Sink`], which keeps them in a form that requests can be checked against;
 //! [`Lookup`] asks again about ids that the sink does not have. [`postgres`] is the complete source: only what it has
-//! read whole can be missing. [`tables`] says where in Dify's database each kind is.
+//! read whole can be missing. [`peers`] tells what other instances have learnt. [`tables`] says where in Dify's database each kind is.
 
 use futures_util::future::BoxFuture;
 
 use crate::types::known::{IdKind, KnownId};
 use crate::types::time::Now;
 
+pub mod peers;
 pub mod postgres;
 pub mod tables;
 

@@ -85,6 +85,12 @@ const fn rows(kind: IdKind, name: &'static str) -> Table {
     }
 }
 
+/// Whether a kind is read whole each time, so that what is known of it is exact.
+pub fn is_exact(kind: IdKind) -> bool {
+    let whole = |table: &Table| table.kind == kind && table.reading == Reading::Whole;
+    TABLES.iter().any(whole)
+}
+
 impl Table {
     /// All columns that are read.
     pub fn columns(&self) -> Vec<&'static str> {

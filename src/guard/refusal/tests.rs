@@ -187,6 +187,28 @@ fn each_refusal_is_what_dify_was_recorded_to_answer() {
 }
 
 #[test]
+fn a_path_without_a_route_is_answered_as_difys_router_was_recorded_to() {
+    let stamps = stamps();
+    let recorded = exchanges(&["v1_dataset_nonuuid", "v1_404", "cors_v1_404"]);
+    assert_eq!(recorded.len(), 6, "each of two sorts of servers");
+    for recorded in recorded {
+        let at = format!("{} {}", recorded.variant, recorded.name);
+        let answer = no_route(&recorded.request, &stamps[&recorded.variant]).unwrap();
+        assert_eq!(answer.status().as_u16(), recorded.status, "{at}");
+        assert_eq!(seen(answer.headers()), seen(&recorded.fields), "{at}");
+        assert_eq!(body(&answer), recorded.body.as_bytes(), "{at}");
+    }
+    let request = request(Method::GET, "/v1/datasets/x", &[]);
+    assert!(
+        no_route(&request, &stamps["compression_on"]).is_none(),
+        "not recorded"
+    );
+    let mut later = stamp();
+    later.version = HeaderValue::from_static("1.13.0");
+    assert!(no_route(&request, &later).is_none(), "it may have a route there");
+}
+
+#[test]
 fn what_was_not_recorded_is_not_refused() {
     for (template, kind) in [
         ("/v1/messages/{message_id:uuid}/feedbacks", IdKind::Message),

@@ -117,6 +117,7 @@ fn classified(method: Method, template: &'static str, path: &str, key: Option<&s
             wants_user: false,
             background: Background::None,
             asks: Asks::new(),
+            misnamed: None,
             learns: &[],
         },
     }

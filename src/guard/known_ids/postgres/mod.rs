@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::pool::Pool;
 use self::statements::{Statements, page, wrong};
+#[cfg(fuzzing)]
+pub(in crate::guard) use self::tls::read_anything;
 use self::values::{Timestamp, Uuid};
 use super::tables::{Reading, TABLES, Table};
 use super::{Lookup, Sink, SourceError};
@@ -171,6 +173,23 @@ impl<S: Sink + ?Sized> Postgres<S> {
     pub async fn rebuild_once(&self) {
         join_all(self.kinds.iter().map(|kind| self.read(kind, true))).await;
         self.pool.close_idle();
+    }
+
+    /// Whether there is such a thing now, for who has not read everything: of a kind that is known by a text all is
+    /// read first.
+    ///
+    /// # Errors
+    /// When the database cannot tell.
+    pub async fn look_once(&self, kind: IdKind, id: KnownId) -> Result<bool, SourceError> {
+        let of_text = |known: &&Kind| known.table.kind == kind && known.table.text.is_some();
+        if let Some(known) = self.kinds.iter().find(of_text)
+            && !self.read(known, true).await
+        {
+            let error = known.state.lock().error.clone();
+            return Err(error.unwrap_or(SourceError::Unknown(kind)));
+        }
+        let found = self.which_exist(kind, &[id]).await?;
+        Ok(found.first().copied().unwrap_or(false))
     }
 
     /// Closes connections that have not been used for 300 s; the others do it as well when they are done.

@@ -1,0 +1,38 @@
+-- The indexes of Dify on the tables beside, made after these are filled.
+
+CREATE INDEX ON apps (tenant_id);
+CREATE INDEX ON sites (app_id);
+CREATE INDEX ON sites (code, status);
+CREATE INDEX ON api_tokens (app_id, type);
+CREATE INDEX ON api_tokens (token, type);
+CREATE INDEX ON api_tokens (tenant_id, type);
+CREATE INDEX ON conversations (app_id, from_source, from_end_user_id);
+CREATE INDEX ON messages (app_id, from_source, from_account_id);
+CREATE INDEX ON messages (app_id, created_at);
+CREATE INDEX ON messages (conversation_id);
+CREATE INDEX ON messages (app_id, from_source, from_end_user_id);
+CREATE INDEX ON messages (conversation_id, workflow_run_id);
+CREATE INDEX ON messages (created_at);
+CREATE INDEX ON messages (app_mode);
+CREATE INDEX ON messages (created_at, id);
+CREATE INDEX ON message_annotations (app_id);
+CREATE INDEX ON message_annotations (conversation_id);
+CREATE INDEX ON message_annotations (message_id);
+CREATE INDEX ON workflow_runs (tenant_id, app_id, triggered_from);
+CREATE INDEX ON workflow_runs (created_at, id);
+CREATE INDEX ON datasets (tenant_id);
+CREATE INDEX ON datasets USING gin (retrieval_model);
+CREATE INDEX ON documents (dataset_id);
+CREATE INDEX ON documents (is_paused);
+CREATE INDEX ON documents (tenant_id);
+CREATE INDEX ON documents USING gin (doc_metadata);
+CREATE INDEX ON document_segments (dataset_id);
+CREATE INDEX ON document_segments (document_id);
+CREATE INDEX ON document_segments (dataset_id, tenant_id);
+CREATE INDEX ON document_segments (document_id, tenant_id);
+CREATE INDEX ON document_segments (tenant_id);
+CREATE INDEX ON document_segments (index_node_id, dataset_id);
+CREATE INDEX ON child_chunks (tenant_id, dataset_id, document_id, segment_id, index_node_id);
+CREATE INDEX ON child_chunks (index_node_id, dataset_id);
+CREATE INDEX ON child_chunks (segment_id);
+CREATE INDEX ON upload_files (tenant_id);
