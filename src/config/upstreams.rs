@@ -81,7 +81,7 @@ impl ConnectionsConfig {
 
 /// How the requests that a replica can have in flight are shared out among sorts of requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(from = "LanesAsTyped")]
 pub struct LanesConfig {
     /// Requests that a person waits for. Default: a share of 30%, no limit.
     pub short: LaneConfig,
@@ -120,9 +120,41 @@ impl LanesConfig {
     }
 }
 
+/// Lanes of which some are not written, or not whole.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LanesAsTyped {
+    short: LaneAsTyped,
+    generation: LaneAsTyped,
+    upload: LaneAsTyped,
+    background: LaneAsTyped,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LaneAsTyped {
+    share: Option<Ratio>,
+    limit: Option<Ratio>,
+}
+
+impl From<LanesAsTyped> for LanesConfig {
+    fn from(typed: LanesAsTyped) -> Self {
+        let lane = |typed: LaneAsTyped, default: LaneConfig| LaneConfig {
+            share: typed.share.unwrap_or(default.share),
+            limit: typed.limit.unwrap_or(default.limit),
+        };
+        let default = Self::default();
+        Self {
+            short: lane(typed.short, default.short),
+            generation: lane(typed.generation, default.generation),
+            upload: lane(typed.upload, default.upload),
+            background: lane(typed.background, default.background),
+        }
+    }
+}
+
 /// One sort of requests.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LaneConfig {
     /// When several lanes wait, the one that has the least of its share is served first.
     pub share: Ratio,

@@ -20,6 +20,7 @@ use super::tree::Path;
 use crate::config::cache::CacheType;
 use crate::config::guard::{PostgresConfig, SourceConfig};
 use crate::config::{Config, Token, UpstreamConfig};
+use crate::types::request::Lane;
 use crate::types::units::Span;
 
 /// Durations beyond this are slips, and could not be added to a clock reading.
@@ -235,6 +236,14 @@ impl Check {
         self.number(&connections.join("queue"), upstream.connections.queue, 0, MOST);
         if upstream.connections.pool_share.0 <= 0.0 {
             self.say(connections.join("pool_share"), "must be more than 0%");
+        }
+        for lane in Lane::ALL {
+            let (at, lane) = (at.join("lanes").join(lane.as_str()), upstream.lanes.of(lane));
+            for (name, ratio) in [("share", lane.share), ("limit", lane.limit)] {
+                if !(0.01..=1.0).contains(&ratio.0) {
+                    self.say(at.join(name), format!("must be from 1% to 100%, and is {ratio}"));
+                }
+            }
         }
         let health = at.join("health_check");
         let check = &upstream.health_check;

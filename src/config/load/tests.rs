@@ -2,6 +2,7 @@
 
 mod breaker;
 mod guard;
+mod lanes;
 mod redis;
 
 use std::time::Duration;
