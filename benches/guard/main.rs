@@ -183,8 +183,9 @@ impl Ground<'_> {
         let counts = || [&self.dify.attacks, &self.dify.patrons].map(|count| count.load(Relaxed));
         let (began, before) = (Instant::now(), counts());
         let (attack, seen) = std::thread::scope(|scope| {
-            let attackers = is_attacked
-                .then(|| scope.spawn(|| attack::run(server, sample, Plan::Guess, args.attackers, time)));
+            let attackers = is_attacked.then(|| {
+                scope.spawn(|| attack::run(server, sample, Plan::Guess, (args.attackers, true), time))
+            });
             let owner = (&self.runtime, &self.owner);
             let newcomers = scope.spawn(move || patrons::newcomers(server, sample, owner, &self.dify, time));
             let mut seen = patrons::run(server, sample, args.rate, time);
@@ -219,7 +220,7 @@ impl Ground<'_> {
             edge.http,
             &self.sample,
             Plan::GuessElsewhere,
-            self.args.attackers,
+            (self.args.attackers, false),
             time,
         );
         Phase {
@@ -242,7 +243,7 @@ impl Ground<'_> {
         for _ in 0..args.rounds {
             for cost in &mut costs {
                 let used = cost::cpu_nanos(edge.pid());
-                let tally = attack::run(edge.http, &self.sample, cost.plan, args.attackers, time);
+                let tally = attack::run(edge.http, &self.sample, cost.plan, (args.attackers, false), time);
                 let used = cost::cpu_nanos(edge.pid()) - used;
                 let micros = used as f64 / 1e3 / tally.requests.max(1) as f64;
                 let right = tally.refused.max(tally.hits) as f64 / tally.requests.max(1) as f64;
