@@ -68,7 +68,7 @@ impl Edge {
                 return Err(format!("dify-edge ended ({status}): {log}"));
             }
             match self.ask("/ready") {
-                Ok(body) if !guards => return Ok(drop(body)),
+                Ok(_) if !guards => return Ok(()),
                 Ok(body) => {
                     let ready: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
                     let kinds = ready["guard"]["kinds"].as_array().cloned().unwrap_or_default();
