@@ -58,13 +58,19 @@ impl Tally {
     }
 }
 
-/// Runs so many clients for a time.
-pub(crate) fn run(server: SocketAddr, sample: &Sample, plan: Plan, clients: usize, time: Duration) -> Tally {
+/// Runs so many clients for a time; they may let others go first.
+pub(crate) fn run(
+    server: SocketAddr,
+    sample: &Sample,
+    plan: Plan,
+    (clients, gives_way): (usize, bool),
+    time: Duration,
+) -> Tally {
     let began = Instant::now();
     let mut all = Tally::default();
     thread::scope(|scope| {
         let clients: Vec<_> = (0..clients)
-            .map(|number| scope.spawn(move || one(server, sample, plan, number, began + time)))
+            .map(|number| scope.spawn(move || one(server, sample, plan, number, gives_way, began + time)))
             .collect();
         for tally in clients.into_iter().filter_map(|client| client.join().ok()) {
             all.add(tally);
@@ -74,8 +80,17 @@ pub(crate) fn run(server: SocketAddr, sample: &Sample, plan: Plan, clients: usiz
     all
 }
 
-fn one(server: SocketAddr, sample: &Sample, plan: Plan, number: usize, until: Instant) -> Tally {
-    give_way();
+fn one(
+    server: SocketAddr,
+    sample: &Sample,
+    plan: Plan,
+    number: usize,
+    gives_way: bool,
+    until: Instant,
+) -> Tally {
+    if gives_way {
+        give_way();
+    }
     // Each has an address of its own, other than the patrons'.
     let own = Ipv4Addr::new(127, 0, 1, 1 + number as u8);
     let (mut client, mut random, mut tally) = (Client::new(server, own), Random::new(), Tally::default());

@@ -74,6 +74,9 @@ struct Args {
     bench: bool,
 }
 
+/// Connections while the cost of an answer is measured: enough to keep the proxy busy.
+const BUSY: usize = 64;
+
 const MODES: [&str; 3] = ["off", "observe", "enforce"];
 
 fn main() -> ExitCode {
@@ -184,8 +187,9 @@ impl Ground<'_> {
         let counts = || [&self.dify.attacks, &self.dify.patrons].map(|count| count.load(Relaxed));
         let (began, before) = (Instant::now(), counts());
         let (attack, seen) = std::thread::scope(|scope| {
-            let attackers = is_attacked
-                .then(|| scope.spawn(|| attack::run(server, sample, Plan::Guess, args.attackers, time)));
+            let attackers = is_attacked.then(|| {
+                scope.spawn(|| attack::run(server, sample, Plan::Guess, (args.attackers, true), time))
+            });
             let owner = (&self.runtime, &self.owner);
             let newcomers = scope.spawn(move || patrons::newcomers(server, sample, owner, &self.dify, time));
             let mut seen = patrons::run(server, sample, args.rate, time);
@@ -220,7 +224,7 @@ impl Ground<'_> {
             edge.http,
             &self.sample,
             Plan::GuessElsewhere,
-            self.args.attackers,
+            (self.args.attackers, false),
             time,
         );
         Phase {
@@ -231,7 +235,7 @@ impl Ground<'_> {
         }
     }
 
-    /// What refusals and hits cost the proxy, alone, by as many clients as there are attackers.
+    /// What refusals and hits cost the proxy, alone.
     fn costs(&self, edge: &Edge) -> Vec<Cost> {
         let args = self.args;
         let mut costs = [Plan::Guess, Plan::GuessKeys, Plan::Hits, Plan::SameHit].map(|plan| Cost {
@@ -239,11 +243,12 @@ impl Ground<'_> {
             micros: Vec::new(),
             per_second: 0.0,
         });
-        let time = Duration::from_secs(args.seconds.min(5));
-        for _ in 0..args.rounds {
+        let time = Duration::from_secs(args.seconds.min(3));
+        for _ in 0..args.rounds * 2 - 1 {
             for cost in &mut costs {
+                let clients = (BUSY, false);
                 let used = cost::cpu_nanos(edge.pid());
-                let tally = attack::run(edge.http, &self.sample, cost.plan, args.attackers, time);
+                let tally = attack::run(edge.http, &self.sample, cost.plan, clients, time);
                 let used = cost::cpu_nanos(edge.pid()) - used;
                 let micros = used as f64 / 1e3 / tally.requests.max(1) as f64;
                 let right = tally.refused.max(tally.hits) as f64 / tally.requests.max(1) as f64;

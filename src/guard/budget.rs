@@ -124,7 +124,7 @@ impl ClientBudgets {
             .or_else(|| (0..PLACES).min_by_key(|at| places[*at].full_at))
             .unwrap_or(0);
         let full_at = if own.is_some() { places[at].full_at } else { 0 };
-        let full_at = self.pace.take(full_at, now)?;
+        let full_at = self.pace.take(full_at, 0, now)?;
         places[at] = Place {
             payer: digest,
             full_at,
@@ -142,14 +142,14 @@ impl Budget {
         }
     }
 
-    /// Takes a token.
+    /// Takes a token, if `kept` others stay.
     ///
     /// # Errors
-    /// When the bucket is empty, and nothing is taken.
-    pub fn take(&self, now: Instant) -> Result<(), RetryAfter> {
+    /// When there are not so many, and nothing is taken.
+    pub fn take(&self, kept: u32, now: Instant) -> Result<(), RetryAfter> {
         let mut before = self.full_at.load(Ordering::Relaxed);
         loop {
-            let after = self.pace.take(before, now)?;
+            let after = self.pace.take(before, kept, now)?;
             match self
                 .full_at
                 .compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed)
@@ -174,11 +174,11 @@ impl Pace {
         }
     }
 
-    /// When the bucket that was to be full at `full_at` will be full without one more token.
-    fn take(&self, full_at: u64, now: Instant) -> Result<u64, RetryAfter> {
+    /// When the bucket that was to be full at `full_at` will be full without one more token, if `kept` stay in it.
+    fn take(&self, full_at: u64, kept: u32, now: Instant) -> Result<u64, RetryAfter> {
         let now = now.saturating_duration_since(self.began).as_nanos() as u64;
         let after = full_at.max(now) + self.per_token;
-        match (after - now).checked_sub(self.per_bucket) {
+        match (after - now).checked_sub(self.per_bucket.saturating_sub(self.per_token * u64::from(kept))) {
             None | Some(0) => Ok(after),
             Some(early) => Err(RetryAfter(Duration::from_nanos(early))),
         }
@@ -231,18 +231,29 @@ mod tests {
     fn a_refusal_takes_nothing() {
         let began = began();
         let budget = Budget::new(rate(1), began);
-        assert_eq!(budget.take(began), Ok(()));
+        assert_eq!(budget.take(0, began), Ok(()));
         for _ in 0..100 {
-            assert!(budget.take(began + MINUTE / 2).is_err());
+            assert!(budget.take(0, began + MINUTE / 2).is_err());
         }
-        assert_eq!(budget.take(began + MINUTE), Ok(()));
+        assert_eq!(budget.take(0, began + MINUTE), Ok(()));
+    }
+
+    #[test]
+    fn what_is_kept_is_there_for_those_who_may_have_it() {
+        let began = began();
+        let budget = Budget::new(rate(10), began);
+        let taken = (0..20).filter(|_| budget.take(4, began).is_ok()).count();
+        assert_eq!(taken, 6);
+        assert_eq!((0..20).filter(|_| budget.take(0, began).is_ok()).count(), 4);
+        assert_eq!(budget.take(0, began), Err(RetryAfter(MINUTE / 10)));
+        assert_eq!(budget.take(4, began), Err(RetryAfter(MINUTE / 10 * 5)));
     }
 
     #[test]
     fn without_tokens_nothing_passes() {
         let began = began();
         assert_eq!(
-            Budget::new(rate(0), began).take(began + MINUTE),
+            Budget::new(rate(0), began).take(0, began + MINUTE),
             Err(RetryAfter(MINUTE))
         );
         assert!(
@@ -322,7 +333,7 @@ mod tests {
                 time += Duration::from_millis(wait);
                 let now = began + time;
                 let own = budgets.take(client(number), now);
-                let all = shared.take(now);
+                let all = shared.take(0, now);
                 for (result, place) in [(own, number as usize), (all, 4)] {
                     match result {
                         Ok(()) => passed[place].push(time),
@@ -355,9 +366,9 @@ mod tests {
         fn after_the_time_that_a_refusal_names_one_passes(tokens in 1_u32..50, period in 1_u64..100_000) {
             let began = began();
             let budget = Budget::new(Rate { tokens, period: Duration::from_micros(period) }, began);
-            let refused = (0..=tokens).find_map(|_| budget.take(began).err());
+            let refused = (0..=tokens).find_map(|_| budget.take(0, began).err());
             let wait = refused.expect("more than the burst").0;
-            prop_assert_eq!(budget.take(began + wait), Ok(()));
+            prop_assert_eq!(budget.take(0, began + wait), Ok(()));
             prop_assert!(wait <= Duration::from_micros(period) + Duration::from_nanos(1));
         }
     }

@@ -1,5 +1,6 @@
 //! Asks the source about single ids that the filters do not have: once for all who want to know the same, many in one
-//! query, and no more a second than is configured.
+//! query, and no more a second than is configured. Half of those are kept for clients that ask for little: one that
+//! guesses does not use up what others need.
 //!
 //! No request waits for longer than [`PATIENCE`]. While the source does not answer for a kind nobody waits for it at
 //! all, but for one look-up a second that finds out whether it does again.
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::budget::{Budget, Rate};
+use super::budget::{Budget, ClientBudgets, Payer, Rate};
 use super::known_ids::{Lookup, SourceError};
 use crate::types::known::{IdKind, KnownId};
 use crate::types::time::Clock;
@@ -25,6 +26,10 @@ const MOST_WAITING: usize = 1024;
 // A primary key is found within milliseconds. What takes longer than this is a database in trouble, and a client would
 // feel the wait more than Dify feels the request.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The part of all look-ups that one client has even while there are few left.
+const SHARE: u32 = 20;
+/// Clients that are told apart.
+const MOST_CLIENTS: usize = 1 << 12;
 /// After a failure nothing is looked up for so long.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -39,6 +44,8 @@ pub(super) struct Lookups {
     clock: Clock,
     /// How many ids may be looked up.
     budget: Budget,
+    clients: ClientBudgets,
+    per_second: u32,
     /// Each kind by itself: a table that is locked keeps no other waiting.
     kinds: Vec<Mutex<Waiting>>,
 }
@@ -77,17 +84,23 @@ impl Lookups {
             tokens: per_second,
             period: Duration::from_secs(1),
         };
+        let share = Rate {
+            tokens: (per_second / SHARE).max(1),
+            ..rate
+        };
         Arc::new(Self {
             source,
             budget: Budget::new(rate, now),
+            clients: ClientBudgets::new(share, MOST_CLIENTS, now),
+            per_second,
             clock,
             kinds: IdKind::ALL.iter().map(|_| Mutex::default()).collect(),
         })
     }
 
     /// Whether there is such a thing.
-    pub(super) async fn look(self: &Arc<Self>, kind: IdKind, id: KnownId) -> Looked {
-        let told = match self.join(kind, id) {
+    pub(super) async fn look(self: &Arc<Self>, kind: IdKind, id: KnownId, payer: Payer) -> Looked {
+        let told = match self.join(kind, id, payer) {
             Ok(told) => told,
             Err(looked) => return looked,
         };
@@ -108,6 +121,7 @@ impl Lookups {
         self: &Arc<Self>,
         kind: IdKind,
         id: KnownId,
+        payer: Payer,
     ) -> Result<oneshot::Receiver<Result<bool, SourceError>>, Looked> {
         let now = self.clock.now().monotonic;
         let (to, told) = oneshot::channel();
@@ -120,7 +134,7 @@ impl Lookups {
         match waiting.ids.get_mut(&id) {
             Some(others) if others.len() >= MOST_WAITING => return Err(Looked::Unsure),
             Some(others) => others.push(to),
-            None if self.budget.take(now).is_err() => return Err(Looked::NoBudget),
+            None if !self.may_ask(payer, now) => return Err(Looked::NoBudget),
             None => drop(waiting.ids.insert(id, vec![to])),
         }
         if !std::mem::replace(&mut waiting.has_worker, true) {
@@ -128,6 +142,15 @@ impl Lookups {
             tokio::spawn(async move { lookups.work(kind).await });
         }
         Ok(told)
+    }
+
+    /// Takes a look-up from those of this second. Who has had his share of them leaves half for others.
+    fn may_ask(&self, payer: Payer, now: Instant) -> bool {
+        let kept = match self.clients.take(payer, now) {
+            Ok(()) => 0,
+            Err(_) => self.per_second / 2,
+        };
+        self.budget.take(kept, now).is_ok()
     }
 
     /// The source has not answered. Those who wait are told when their patience ends, or are gone.
@@ -182,6 +205,8 @@ mod tests {
     use futures_util::future::{BoxFuture, join_all};
 
     use super::*;
+
+    const SOMEBODY: Payer = Payer::V4([192, 0, 2, 1]);
 
     /// How a source is today.
     #[derive(Clone, Copy, PartialEq)]
@@ -243,16 +268,19 @@ mod tests {
 
     async fn look(lookups: &Arc<Lookups>, number: u16) -> (Looked, Duration) {
         let began = Clock::System.now().monotonic;
-        let looked = lookups.look(IdKind::Dataset, id(number)).await;
+        let looked = lookups.look(IdKind::Dataset, id(number), SOMEBODY).await;
         (looked, Clock::System.now().monotonic - began)
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_asks_for_the_same_at_once_is_answered_by_one_query_within_the_budget() {
         let (source, lookups) = lookups(Mood::Well, 10);
-        let asks = (0..200_u16).map(|number| look(&lookups, number % 20));
+        let asks = (0..200_u16).map(|number| {
+            let payer = Payer::V4([192, 0, 2, (number % 20) as u8]);
+            lookups.look(IdKind::Dataset, id(number % 20), payer)
+        });
         let told = join_all(asks).await;
-        let count = |looked| told.iter().filter(|(told, _)| *told == looked).count();
+        let count = |looked| told.iter().filter(|told| **told == looked).count();
         assert_eq!(
             (
                 count(Looked::Exists),
@@ -266,6 +294,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_client_that_guesses_leaves_look_ups_for_others() {
+        let (_source, lookups) = lookups(Mood::Well, 40);
+        for _ in 0..5 {
+            let guesses = join_all((0..200).map(|number| look(&lookups, 2 * number))).await;
+            let made = guesses.iter().filter(|told| told.0 == Looked::Missing).count();
+            assert!((1..=40).contains(&made), "{made}");
+            for other in 2..12 {
+                let payer = Payer::V4([192, 0, 2, other]);
+                let looked = lookups.look(IdKind::Dataset, id(1), payer).await;
+                assert_eq!(looked, Looked::Exists, "{other}");
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn no_request_waits_for_a_database_that_hangs_longer_than_it_has_patience() {
         let (source, lookups) = lookups(Mood::Hangs, 10);
         assert_eq!(look(&lookups, 1).await, (Looked::Unsure, PATIENCE));
@@ -275,7 +319,10 @@ mod tests {
         assert_eq!(source.queries(), 1);
         // A table that is locked is one kind's.
         *source.mood.lock() = Mood::Well;
-        assert_eq!(lookups.look(IdKind::Document, id(1)).await, Looked::Exists);
+        assert_eq!(
+            lookups.look(IdKind::Document, id(1), SOMEBODY).await,
+            Looked::Exists
+        );
         // The query that hung ends in an error; a second later somebody tries again.
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(look(&lookups, 1).await, (Looked::Unsure, Duration::ZERO));

@@ -151,7 +151,9 @@ where
     let sent = if shared.knows(&request.decision) {
         sent
     } else {
-        let mut verdict = shared.judge(&request.parts, &request.decision).await;
+        let mut verdict = shared
+            .judge(&request.parts, &request.decision, request.client)
+            .await;
         let enforces = shared.mode == GuardMode::Enforce;
         match verdict.refused.take() {
             Some(refused) if enforces => {
@@ -167,7 +169,7 @@ where
         }
         if enforces
             && !verdict.unsure.is_empty()
-            && let Err(later) = shared.may_ask(&request)
+            && let Err(later) = shared.may_ask(&request.decision, request.client)
         {
             shared.metrics.throttled.inc();
             let mut failure = Failure::new(

@@ -22,7 +22,7 @@ use crate::types::Body;
 use crate::types::ids::Principal;
 use crate::types::known::{IdKind, KnownId};
 use crate::types::outcome::{CacheOutcome, Outcome};
-use crate::types::request::{Asked, Asks, ClassifiedRequest, Decision};
+use crate::types::request::{Asked, Asks, ClassifiedRequest, Client, Decision};
 use crate::types::time::Clock;
 
 /// For how long a success or a refusal shows that Dify lets a principal come to look for things on a route.
@@ -132,11 +132,17 @@ impl Shared {
     }
 
     /// Decides about a request that asks for something that is not known.
-    pub(super) async fn judge(&self, parts: &Parts, decision: &Decision) -> Verdict {
+    pub(super) async fn judge(&self, parts: &Parts, decision: &Decision, client: Client) -> Verdict {
+        let payer = self.payer(decision, client);
         let mut presences: SmallVec<[Presence; 4]> = SmallVec::new();
         let mut unsure = Asks::new();
         for asked in &decision.asks {
-            let presence = self.presence(*asked, decision.principal, decision.template).await;
+            // Behind the first that is missing nothing more need be found out.
+            let presence = match presences.contains(&Presence::Missing) {
+                false => self.presence(*asked, decision, payer).await,
+                true if self.known.has(asked.kind, &asked.id) => Presence::Exists,
+                true => Presence::Unsure,
+            };
             if presence == Presence::Unsure {
                 unsure.push(*asked);
             }
@@ -176,7 +182,8 @@ impl Shared {
     }
 
     /// Whether Dify has a thing.
-    async fn presence(&self, asked: Asked, whose: Option<Principal>, template: &'static str) -> Presence {
+    async fn presence(&self, asked: Asked, decision: &Decision, payer: Payer) -> Presence {
+        let (whose, template) = (decision.principal, decision.template);
         if self.known.has(asked.kind, &asked.id) {
             return Presence::Exists;
         }
@@ -190,7 +197,7 @@ impl Shared {
         let Some(lookups) = &self.lookups else {
             return Presence::Missing;
         };
-        match lookups.look(asked.kind, asked.id).await {
+        match lookups.look(asked.kind, asked.id, payer).await {
             Looked::Exists => {
                 self.metrics.found.inc();
                 self.known.add(asked.kind, &[asked.id]);
@@ -213,14 +220,19 @@ impl Shared {
     }
 
     /// Takes one of the things that nobody knows from what the client may ask for.
-    pub(super) fn may_ask(&self, request: &ClassifiedRequest) -> Result<(), RetryAfter> {
+    pub(super) fn may_ask(&self, decision: &Decision, client: Client) -> Result<(), RetryAfter> {
+        let payer = self.payer(decision, client);
+        self.budgets.take(payer, self.clock.now().monotonic)
+    }
+
+    /// Whose budgets a request uses.
+    fn payer(&self, decision: &Decision, client: Client) -> Payer {
         // Whoever makes up credentials is another principal each time.
-        let has_key = request.decision.asks.iter().any(|asked| {
+        let has_key = decision.asks.iter().any(|asked| {
             matches!(asked.kind, IdKind::AppKey | IdKind::DatasetKey) && self.known.has(asked.kind, &asked.id)
         });
-        let principal = request.decision.principal.filter(|_| has_key);
-        let payer = Payer::of(principal, request.client.ip());
-        self.budgets.take(payer, self.clock.now().monotonic)
+        let principal = decision.principal.filter(|_| has_key);
+        Payer::of(principal, client.ip())
     }
 
     /// What the answer to a request that went on tells.

@@ -87,7 +87,8 @@ impl Instance {
         let lately = |at: Instant| at + Duration::from_millis(1200) + LONGEST >= now();
         let asked = self.asked.iter().rev().take_while(|(at, _)| lately(*at));
         let ids: HashSet<_> = asked.map(|(_, id)| *id).collect();
-        ids.len() >= LOOKUPS as usize
+        // All ask from one address, and half is for others.
+        ids.len() >= LOOKUPS.div_ceil(2) as usize
     }
 }
 
