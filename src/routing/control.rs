@@ -66,7 +66,7 @@ pub struct ReplicaStatus {
 impl RoutingControl {
     /// All upstreams in name order.
     pub fn snapshot(&self) -> Vec<UpstreamStatus> {
-        self.pools.iter().map(|pool| status(pool)).collect()
+        self.pools.iter().map(status).collect()
     }
 
     /// Starts the probes, which go through `upstream`, and the look-ups of names. They end with `token`.

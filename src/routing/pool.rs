@@ -55,6 +55,12 @@ struct Waiting {
 /// A slot, and the leave to ask its replica.
 pub(super) type Admitted = (Taken, Pass);
 
+/// One that leaves the queue, and what it gets.
+type Served = (
+    oneshot::Sender<Result<Admitted, Failure>>,
+    Result<(usize, Ticket), Failure>,
+);
+
 /// What a request that wants a replica gets.
 enum Choice {
     Replica(usize, Ticket),
@@ -219,8 +225,7 @@ impl Pool {
 
     /// Hands free slots to those who wait.
     fn serve_queue(self: &Arc<Self>) {
-        let mut served: SmallVec<[(oneshot::Sender<_>, Result<(usize, Ticket), Failure>); 4]> =
-            SmallVec::new();
+        let mut served: SmallVec<[Served; 4]> = SmallVec::new();
         let mut state = self.state.lock();
         let mut at = 0;
         while let Some(waiting) = state.waiting.get(at) {
