@@ -65,12 +65,6 @@ struct Waiting {
 /// A slot, and the leave to ask its replica.
 pub(super) type Admitted = (Taken, Pass);
 
-/// One that leaves the queue, and what it gets.
-type Served = (
-    oneshot::Sender<Result<Admitted, Failure>>,
-    Result<(usize, Ticket), Failure>,
-);
-
 /// What a request that wants a replica gets.
 enum Choice {
     Replica(usize, Ticket),
