@@ -4,9 +4,9 @@
 //! requests meet), `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
 //! next stage's.
 
-mod balance;
+pub mod balance;
 pub mod control;
-mod health;
+pub mod health;
 mod metrics;
 mod pool;
 mod probe;

@@ -212,7 +212,12 @@ impl Pool {
         let candidates: SmallVec<[Candidate; 16]> = self
             .fit(avoid)
             .filter(|replica| state.in_flight[*replica] < self.slots)
-            .map(|replica| Candidate { replica })
+            .map(|replica| Candidate {
+                replica,
+                score: 1.0,
+                in_flight: state.in_flight[replica],
+                slots: self.slots,
+            })
             .collect();
         let replica = state.policy.choose(&candidates)?;
         state.in_flight[replica] += 1;

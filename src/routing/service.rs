@@ -95,7 +95,7 @@ impl RoutingLayer {
                 upstream.connections.usable(),
                 upstream.connections.queue,
                 metrics.queue(name),
-                balance::build(upstream.balance.policy),
+                balance::build(upstream.balance.policy, ahash::RandomState::new().hash_one(index)),
             )));
         }
         let pools: Arc<[Arc<Pool>]> = pools.into();

@@ -1,7 +1,12 @@
 //! Whether a replica is healthy: a state machine without clock or I/O.
 //!
 //! Failures in a row, of probes or of requests, put a replica out; only good probes in a row bring it back,
-//! because while it is out it may get no requests to prove itself with.
+//! because while it is out it may get no requests to prove itself with. How well a replica serves that is in,
+//! is `score`'s matter, over what `signals` gathers.
+
+pub mod ewma;
+pub mod score;
+pub mod signals;
 
 /// What was learnt about a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
