@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 
 use super::spread::{Spread, THRESHOLD};
 use super::{Balance, Candidate};
+use crate::routing::health::within;
 
 /// Scores count as equal to the best when they are not less than it by more than this factor.
 const ALIKE: f64 = 2.0;
@@ -91,7 +92,7 @@ impl WeightedHealth {
 /// What `candidates` are worth beside the best of them, in (0, 1].
 fn worths(candidates: &[Candidate]) -> SmallVec<[f64; 16]> {
     // A score can be reckoned with then, whatever was handed in.
-    let score = |c: &Candidate| c.score.max(f64::MIN_POSITIVE).min(1.0);
+    let score = |c: &Candidate| within(c.score, 1.0).max(f64::MIN_POSITIVE);
     let best = candidates.iter().map(score).fold(0.0, f64::max);
     candidates
         .iter()

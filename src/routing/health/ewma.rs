@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::within;
 use crate::types::outcome::RouteClass;
 
 /// After this time with better answers, the mean has come down to them by 63 %.
@@ -19,7 +20,9 @@ const FALL: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_secs(120);
 /// One answer does not raise the mean by more than this factor: that a single answer is slow is chance, that the
 /// next one is, too, is not.
-const MOST_RISE: f64 = 1.5;
+const MOST_RISE: f64 = 1.3;
+/// Nor is more than the rest of this forgotten for one that is better, however long nothing was heard.
+const LEAST_KEPT: f64 = 0.9;
 /// A greater ratio counts as this one: it would take too long to forget.
 const MOST: f64 = 64.0;
 /// One answer moves the median by this factor.
@@ -37,13 +40,15 @@ pub struct PeakEwma(Option<(f64, Instant)>);
 impl PeakEwma {
     /// Takes one answer that took `ratio` times the usual into account. NaN counts as 0.
     pub fn observe(&mut self, ratio: f64, now: Instant) {
-        let ratio = ratio.max(0.0).min(MOST);
-        let value = match self.0 {
-            Some((value, at)) if value > ratio => {
-                ratio + (value - ratio) * left(now.saturating_duration_since(at), FALL)
-            }
-            Some((value, _)) => ratio.min(MOST_RISE * value.max(1.0)),
-            None => ratio.min(MOST_RISE),
+        let ratio = within(ratio, MOST);
+        let before = self.value(now).unwrap_or(1.0);
+        let value = if ratio > before {
+            ratio.min(MOST_RISE * before.max(1.0))
+        } else {
+            let passed = self
+                .0
+                .map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(at));
+            ratio + (before - ratio) * left(passed, FALL).max(LEAST_KEPT)
         };
         self.0 = Some((value, now));
     }
@@ -91,8 +96,8 @@ mod tests {
         assert_eq!(mean.value(at(0)), None);
         mean.observe(1.0, at(0));
         mean.observe(5.0, at(0));
-        assert_eq!(mean.value(at(0)), Some(1.5), "one alone may be chance");
-        for _ in 0..3 {
+        assert_eq!(mean.value(at(0)), Some(MOST_RISE), "one alone may be chance");
+        for _ in 0..6 {
             mean.observe(5.0, at(0));
         }
         assert_eq!(mean.value(at(0)), Some(5.0));
@@ -100,12 +105,12 @@ mod tests {
         assert_eq!(mean.value(at(0)), Some(5.0), "no time has passed");
         assert!(mean.value(at(60)).unwrap() > 3.0, "nothing was heard");
         assert!((mean.value(at(600)).unwrap() - 1.0).abs() < 0.1);
-        mean.observe(1.0, at(1));
-        let value = mean.value(at(1)).unwrap();
-        assert!(
-            (value - (1.0 + 4.0 / std::f64::consts::E)).abs() < 1e-9,
-            "{value}"
-        );
+        mean.observe(1.0, at(60));
+        assert!(mean.value(at(60)).unwrap() > 2.8, "one alone may be chance");
+        for n in 1..=50 {
+            mean.observe(1.0, at(60) + n * FALL / 10);
+        }
+        assert!(mean.value(at(65)).unwrap() < 1.1);
     }
 
     #[test]
@@ -141,7 +146,7 @@ mod tests {
                 most = most.max(ratio.max(0.0)).min(MOST);
                 let value = mean.value(now).unwrap();
                 prop_assert!(value >= least - 1e-9 && value <= most + 1e-9, "{} {} {}", least, value, most);
-                prop_assert!(value >= ratio.max(0.0).min(MOST_RISE) - 1e-9);
+                prop_assert!(value >= within(ratio, MOST_RISE) - 1e-9);
             }
         }
     }

@@ -8,6 +8,11 @@ pub mod ewma;
 pub mod score;
 pub mod signals;
 
+/// `x` from 0 to `most`; NaN is 0.
+pub(super) fn within(x: f64, most: f64) -> f64 {
+    if x > 0.0 { x.min(most) } else { 0.0 }
+}
+
 /// What was learnt about a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {

@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(score(&signals, start), 1.0, "nothing is known");
         signals.answered(Some(1.0), start);
         assert_eq!(score(&signals, start), 1.0, "as usual");
-        for _ in 0..5 {
+        for _ in 0..9 {
             signals.answered(Some(5.0), start);
         }
         let slow = score(&signals, start);
