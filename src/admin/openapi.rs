@@ -27,7 +27,7 @@ mod tests {
     use crate::admin::cache::PurgeAnswer;
     use crate::admin::routes::ROUTES;
     use crate::cache::control::{CacheStats, EntryStatus, SharedStats};
-    use crate::routing::control::{ReplicaStatus, UpstreamStatus};
+    use crate::routing::control::{Parts, ReplicaStatus, UpstreamStatus};
 
     fn document() -> Value {
         serde_json::from_str(&text()).unwrap()
@@ -108,6 +108,7 @@ mod tests {
                 name: String::new(),
                 queue: 0,
                 longest_queue: 0,
+                load_variance: 0.0,
                 replicas: Vec::new(),
             },
         );
@@ -119,6 +120,8 @@ mod tests {
                 healthy: true,
                 in_flight: 0,
                 slots: 0,
+                score: 1.0,
+                score_parts: Parts::of(&Default::default()),
                 consecutive_failures: 0,
                 addresses: Vec::new(),
             },

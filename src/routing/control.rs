@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+pub use super::health::score::Parts;
 use super::pool::Pool;
 use super::probe;
 use crate::config::upstreams::HealthCheckConfig;
@@ -27,7 +28,7 @@ pub struct RoutingControl {
 }
 
 /// One upstream at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct UpstreamStatus {
     /// Its name in the configuration.
     pub name: String,
@@ -35,12 +36,14 @@ pub struct UpstreamStatus {
     pub queue: usize,
     /// The most that ever waited at once since the start.
     pub longest_queue: usize,
+    /// Population variance of the replicas' loads, in percent squared; standby replicas do not count.
+    pub load_variance: f64,
     /// Its replicas, standby replicas last.
     pub replicas: Vec<ReplicaStatus>,
 }
 
 /// One replica at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ReplicaStatus {
     /// As configured.
     pub url: String,
@@ -52,6 +55,10 @@ pub struct ReplicaStatus {
     pub in_flight: usize,
     /// Requests that may be in flight.
     pub slots: usize,
+    /// How well it serves, in (0, 1].
+    pub score: f64,
+    /// What the score is the product of.
+    pub score_parts: Parts,
     /// Failures since the last success.
     pub consecutive_failures: u32,
     /// The addresses of its name.
@@ -64,13 +71,16 @@ impl RoutingControl {
         self.pools.iter().map(|pool| status(pool)).collect()
     }
 
-    /// Starts the probes, which go through `upstream`, and the look-ups of names. They end with `token`.
+    /// Starts the probes, which go through `upstream`, the look-ups of names and the metrics of scores. They end
+    /// with `token`.
     pub fn spawn_background<S>(&self, upstream: &S, token: &CancellationToken, tracker: &TaskTracker)
     where
         S: Service<Dispatch, Response = Response<Body>, Error = Failure> + Clone + Send + Sync + 'static,
         S::Future: Send,
     {
         for (pool, check) in self.pools.iter().zip(self.checks.iter()) {
+            let publishing = pool.clone().keep_publishing();
+            tracker.spawn(token.clone().run_until_cancelled_owned(publishing));
             for index in 0..pool.replicas.len() {
                 let probing = probe::probe(
                     pool.clone(),
@@ -91,23 +101,31 @@ impl RoutingControl {
 
 fn status(pool: &Pool) -> UpstreamStatus {
     let (in_flight, queue, longest_queue) = pool.load();
+    let load_variance = pool.spread(&in_flight).variance;
     let replicas = pool
         .replicas
         .iter()
         .zip(in_flight)
-        .map(|(replica, in_flight)| ReplicaStatus {
-            url: replica.url.clone(),
-            standby: replica.standby,
-            healthy: replica.is_healthy(),
-            in_flight,
-            slots: pool.slots,
-            consecutive_failures: replica.consecutive_failures(),
-            addresses: replica.endpoint.addresses().to_vec(),
+        .enumerate()
+        .map(|(place, (replica, in_flight))| {
+            let score_parts = pool.score(place, in_flight);
+            ReplicaStatus {
+                url: replica.url.clone(),
+                standby: replica.standby,
+                healthy: replica.is_healthy(),
+                in_flight,
+                slots: pool.slots,
+                score: score_parts.score(),
+                score_parts,
+                consecutive_failures: replica.consecutive_failures(),
+                addresses: replica.endpoint.addresses().to_vec(),
+            }
         });
     UpstreamStatus {
         name: pool.name.clone(),
         queue,
         longest_queue,
+        load_variance,
         replicas: replicas.collect(),
     }
 }

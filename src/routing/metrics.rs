@@ -2,8 +2,9 @@
 //!
 //! Handles are resolved when the replicas are set up. Connections are counted by the stage that owns them.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use super::balance::spread::THRESHOLD;
 use crate::types::FailureKind;
 
 /// Metrics of replicas and queues.
@@ -13,6 +14,8 @@ pub struct RoutingMetrics {
     healthy: IntGaugeVec,
     queue: IntGaugeVec,
     dispatches: IntCounterVec,
+    score: GaugeVec,
+    load_variance: GaugeVec,
 }
 
 /// Handles for one replica.
@@ -20,6 +23,7 @@ pub struct RoutingMetrics {
 pub(super) struct ReplicaMetrics {
     pub(super) in_flight: IntGauge,
     pub(super) healthy: IntGauge,
+    pub(super) score: Gauge,
     dispatches: [IntCounter; RESULTS.len()],
 }
 
@@ -54,6 +58,28 @@ impl RoutingMetrics {
             &["upstream", "replica", "result"],
         )?;
         registry.register(Box::new(dispatches.clone()))?;
+        let score = GaugeVec::new(
+            Opts::new(
+                "dify_edge_upstream_score",
+                "How well a replica serves, from 0 to 1.",
+            ),
+            &replica,
+        )?;
+        registry.register(Box::new(score.clone()))?;
+        let load_variance = GaugeVec::new(
+            Opts::new(
+                "dify_edge_upstream_load_variance",
+                "Population variance of the shares of slots in use, in percent squared.",
+            ),
+            &["upstream"],
+        )?;
+        registry.register(Box::new(load_variance.clone()))?;
+        let threshold = Gauge::new(
+            "dify_edge_upstream_load_variance_threshold",
+            "The variance above which balancing by health leans against the spread.",
+        )?;
+        threshold.set(THRESHOLD);
+        registry.register(Box::new(threshold))?;
         Ok(Self {
             in_flight: gauge(
                 "dify_edge_upstream_in_flight",
@@ -71,6 +97,8 @@ impl RoutingMetrics {
                 &["upstream"],
             )?,
             dispatches,
+            score,
+            load_variance,
         })
     }
 
@@ -80,8 +108,13 @@ impl RoutingMetrics {
         ReplicaMetrics {
             in_flight: self.in_flight.with_label_values(&[upstream, replica]),
             healthy,
+            score: self.score.with_label_values(&[upstream, replica]),
             dispatches: RESULTS.map(|r| self.dispatches.with_label_values(&[upstream, replica, r])),
         }
+    }
+
+    pub(super) fn load_variance(&self, upstream: &str) -> Gauge {
+        self.load_variance.with_label_values(&[upstream])
     }
 
     pub(super) fn queue(&self, upstream: &str) -> IntGauge {

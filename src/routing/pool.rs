@@ -5,20 +5,29 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::IntGauge;
+use prometheus::{Gauge, IntGauge};
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::health::Event;
+use super::health::ewma::Usual;
+use super::health::score::Parts;
 use super::replica::Replica;
+use crate::types::outcome::RouteClass;
+use crate::types::time::Clock;
 use crate::types::{Failure, FailureKind};
 
 /// The replicas to leave out because they failed this fetch already.
 pub(super) type Avoid = SmallVec<[usize; 4]>;
+
+/// Time from one look at scores and loads for the metrics to the next.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The replicas of one upstream.
 pub(super) struct Pool {
@@ -29,8 +38,12 @@ pub(super) struct Pool {
     pub(super) slots: usize,
     queue_limit: usize,
     queue_metric: IntGauge,
+    variance_metric: Gauge,
     /// Wakes those who wait for an answer when a replica went out or came back.
     health_changed: Notify,
+    clock: Clock,
+    /// What answers usually take here, for the scores.
+    usual: Mutex<Usual>,
     state: Mutex<State>,
 }
 
@@ -70,15 +83,19 @@ impl Pool {
         replicas: Vec<Replica>,
         slots: usize,
         queue_limit: usize,
-        queue_metric: IntGauge,
+        (queue_metric, variance_metric): (IntGauge, Gauge),
         policy: Box<dyn Balance>,
+        clock: Clock,
     ) -> Self {
         Self {
             name,
             slots,
             queue_limit,
             queue_metric,
+            variance_metric,
             health_changed: Notify::new(),
+            clock,
+            usual: Mutex::default(),
             state: Mutex::new(State {
                 in_flight: vec![0; replicas.len()],
                 waiting: VecDeque::new(),
@@ -145,9 +162,61 @@ impl Pool {
     /// Takes what was learnt about a replica into account.
     pub(super) fn learn(self: &Arc<Self>, replica: usize, event: Event) {
         if self.replicas[replica].learn(event) {
+            if self.replicas[replica].is_healthy() {
+                let now = self.clock.now().monotonic;
+                self.replicas[replica].signals.lock().came_back(now);
+            }
             // Another set of replicas may serve now.
             self.serve_queue();
             self.health_changed.notify_waiters();
+        }
+    }
+
+    /// Takes an answer of `replica` after `time` into account for its score.
+    pub(super) fn answered(&self, replica: usize, class: RouteClass, time: Duration) {
+        let ratio = self.usual.lock().ratio(class, time);
+        let now = self.clock.now().monotonic;
+        self.replicas[replica].signals.lock().answered(ratio, now);
+    }
+
+    /// Takes a failure that `replica` is to blame for into account for its score.
+    pub(super) fn failed(&self, replica: usize) {
+        let now = self.clock.now().monotonic;
+        self.replicas[replica].signals.lock().failed(now);
+    }
+
+    /// The share of its slots that `replica` has in use with `in_flight` requests.
+    pub(super) fn share(&self, in_flight: usize) -> f64 {
+        in_flight as f64 / self.slots as f64
+    }
+
+    /// What the score of `replica` is made of with `in_flight` requests.
+    pub(super) fn score(&self, replica: usize, in_flight: usize) -> Parts {
+        let now = self.clock.now().monotonic;
+        let signals = self.replicas[replica].signals.lock();
+        Parts::of(&signals.inputs(self.share(in_flight), now))
+    }
+
+    /// How evenly the replicas that are not on standby are loaded, by requests in flight.
+    pub(super) fn spread(&self, in_flight: &[usize]) -> Spread {
+        let serving = self
+            .replicas
+            .iter()
+            .zip(in_flight)
+            .filter(|(replica, _)| !replica.standby);
+        Spread::of(serving.map(|(_, in_flight)| 100.0 * self.share(*in_flight)))
+    }
+
+    /// Shows scores and spread as metrics, for ever.
+    pub(super) async fn keep_publishing(self: Arc<Self>) {
+        loop {
+            let (in_flight, _, _) = self.load();
+            for (replica, in_flight) in in_flight.iter().enumerate() {
+                let score = self.score(replica, *in_flight).score();
+                self.replicas[replica].metrics.score.set(score);
+            }
+            self.variance_metric.set(self.spread(&in_flight).variance);
+            sleep(PUBLISH_INTERVAL).await;
         }
     }
 
@@ -209,12 +278,17 @@ impl Pool {
 
     /// Chooses a replica and counts its slot as taken.
     fn choose(&self, state: &mut State, avoid: &Avoid) -> Option<usize> {
+        let by_score = state.policy.by_score();
         let candidates: SmallVec<[Candidate; 16]> = self
             .fit(avoid)
             .filter(|replica| state.in_flight[*replica] < self.slots)
             .map(|replica| Candidate {
                 replica,
-                score: 1.0,
+                score: if by_score {
+                    self.score(replica, state.in_flight[replica]).score()
+                } else {
+                    1.0
+                },
                 in_flight: state.in_flight[replica],
                 slots: self.slots,
             })

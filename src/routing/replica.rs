@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::health::signals::Signals;
 use super::health::{Event, Health};
 use super::metrics::ReplicaMetrics;
 use super::resolve::Resolve;
@@ -28,6 +29,8 @@ pub(super) struct Replica {
     pub(super) metrics: ReplicaMetrics,
     /// Wakes the prober before its time.
     pub(super) probe_soon: Notify,
+    /// What its score is made of.
+    pub(super) signals: Mutex<Signals>,
     health: Mutex<Health>,
     /// The same as `health` says, to be read without its lock.
     healthy: AtomicBool,
@@ -51,6 +54,7 @@ impl Replica {
             endpoint: Arc::new(endpoint),
             metrics,
             probe_soon: Notify::new(),
+            signals: Mutex::default(),
             health: Mutex::new(health),
             healthy: AtomicBool::new(true),
             resolver,

@@ -4,6 +4,7 @@
 
 mod frozen;
 mod names;
+mod score;
 
 use std::io;
 use std::net::SocketAddr;
