@@ -9,7 +9,7 @@ mod simulated;
 
 use dify_edge::routing::balance::spread::THRESHOLD;
 use simulated::Result;
-use simulated::scenarios::{CHANCE, POLICIES, Row, all, level};
+use simulated::scenarios::{POLICIES, Row, SLACK, all, level};
 
 /// Simulated seconds of each cell.
 const SECONDS: f64 = 3600.0;
@@ -24,7 +24,7 @@ fn met(met: bool) -> &'static str {
 
 /// Not far from the oracle, and far below turns, or no worse where replicas are equal.
 fn goals(row: &Row) -> bool {
-    let most = if row.scenario.equal { 1.0 + CHANCE } else { 0.65 };
+    let most = if row.scenario.equal { 1.0 + SLACK } else { 0.65 };
     row.to_oracle() <= 1.2 && row.to_round_robin() <= most
 }
 

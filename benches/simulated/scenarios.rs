@@ -6,8 +6,9 @@ use dify_edge::routing::balance::{self, Candidate};
 
 use super::{Chance, Chooser, Nature, Result, Scenario};
 
-/// What is chance in a ratio of two percentiles.
-pub(crate) const CHANCE: f64 = 0.01;
+/// By how much balancing by health may be worse than turns where replicas are equal: it draws, and follows signs that
+/// mean nothing there.
+pub(crate) const SLACK: f64 = 0.01;
 
 /// The policies, in the order of the table's columns.
 pub(crate) const POLICIES: [BalancePolicy; 3] = [
