@@ -27,7 +27,7 @@ mod tests {
     use crate::admin::cache::PurgeAnswer;
     use crate::admin::routes::ROUTES;
     use crate::cache::control::{CacheStats, EntryStatus, SharedStats};
-    use crate::routing::control::{BreakerState, ReplicaStatus, UpstreamStatus};
+    use crate::routing::control::{BreakerState, Parts, ReplicaStatus, UpstreamStatus};
 
     fn document() -> Value {
         serde_json::from_str(&text()).unwrap()
@@ -107,6 +107,7 @@ mod tests {
             UpstreamStatus {
                 name: String::new(),
                 lanes: Vec::new(),
+                load_variance: 0.0,
                 replicas: Vec::new(),
             },
         );
@@ -118,6 +119,8 @@ mod tests {
                 healthy: true,
                 in_flight: 0,
                 slots: 0,
+                score: 1.0,
+                score_parts: Parts::of(&Default::default()),
                 consecutive_failures: 0,
                 breaker: BreakerState::Closed,
                 half_open_in_ms: None,

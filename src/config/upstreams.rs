@@ -220,7 +220,7 @@ impl Default for HealthCheckConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalanceConfig {
-    /// `round_robin` over healthy replicas is what this version does; the others are accepted for later.
+    /// Among healthy replicas with a free slot. Default `round_robin`.
     pub policy: BalancePolicy,
 }
 
@@ -231,8 +231,8 @@ pub enum BalancePolicy {
     /// Each in turn.
     #[default]
     RoundRobin,
-    /// By health score; not active in this version.
+    /// The better of two that are drawn, by health score over load.
     WeightedHealth,
-    /// By load; not active in this version.
+    /// The one with the least share of its slots in use.
     LeastLoaded,
 }

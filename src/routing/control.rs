@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 pub use super::breaker::BreakerState;
+pub use super::health::score::Parts;
 use super::pool::{LaneLoad, Pool};
 use super::probe;
 use crate::config::upstreams::HealthCheckConfig;
@@ -28,12 +29,14 @@ pub struct RoutingControl {
 }
 
 /// One upstream at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct UpstreamStatus {
     /// Its name in the configuration.
     pub name: String,
     /// What waits for a slot, and what has one, by sort of request.
     pub lanes: Vec<LaneStatus>,
+    /// Population variance of the replicas' loads, in percent squared; standby replicas do not count.
+    pub load_variance: f64,
     /// Its replicas, standby replicas last.
     pub replicas: Vec<ReplicaStatus>,
 }
@@ -54,7 +57,7 @@ pub struct LaneStatus {
 }
 
 /// One replica at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ReplicaStatus {
     /// As configured.
     pub url: String,
@@ -66,6 +69,10 @@ pub struct ReplicaStatus {
     pub in_flight: usize,
     /// Requests that may be in flight.
     pub slots: usize,
+    /// How well it serves, in (0, 1].
+    pub score: f64,
+    /// What the score is the product of.
+    pub score_parts: Parts,
     /// Failures since the last success.
     pub consecutive_failures: u32,
     /// Whether its circuit breaker lets requests in.
@@ -82,13 +89,16 @@ impl RoutingControl {
         self.pools.iter().map(status).collect()
     }
 
-    /// Starts the probes, which go through `upstream`, and the look-ups of names. They end with `token`.
+    /// Starts the probes, which go through `upstream`, the look-ups of names and the metrics of scores. They end
+    /// with `token`.
     pub fn spawn_background<S>(&self, upstream: &S, token: &CancellationToken, tracker: &TaskTracker)
     where
         S: Service<Dispatch, Response = Response<Body>, Error = Failure> + Clone + Send + Sync + 'static,
         S::Future: Send,
     {
         for (pool, check) in self.pools.iter().zip(self.checks.iter()) {
+            let publishing = pool.clone().keep_publishing();
+            tracker.spawn(token.clone().run_until_cancelled_owned(publishing));
             for index in 0..pool.replicas.len() {
                 let probing = probe::probe(
                     pool.clone(),
@@ -109,9 +119,11 @@ impl RoutingControl {
 
 fn status(pool: &Arc<Pool>) -> UpstreamStatus {
     let (in_flight, lanes) = pool.load();
+    let load_variance = pool.spread(&in_flight).variance;
     let replicas = pool.replicas.iter().zip(in_flight).enumerate();
     let replicas = replicas.map(|(place, (replica, in_flight))| {
         pool.advance(place);
+        let score_parts = pool.score(place, in_flight);
         let (breaker, wait) = replica.door.state(pool.now());
         ReplicaStatus {
             url: replica.url.clone(),
@@ -119,6 +131,8 @@ fn status(pool: &Arc<Pool>) -> UpstreamStatus {
             healthy: replica.is_healthy(),
             in_flight,
             slots: pool.slots,
+            score: score_parts.score(),
+            score_parts,
             consecutive_failures: replica.consecutive_failures(),
             breaker,
             half_open_in_ms: (breaker == BreakerState::Open).then_some(wait.as_millis() as u64),
@@ -127,6 +141,7 @@ fn status(pool: &Arc<Pool>) -> UpstreamStatus {
     });
     UpstreamStatus {
         name: pool.name.clone(),
+        load_variance,
         lanes: lanes.into_iter().map(lane_status).collect(),
         replicas: replicas.collect(),
     }

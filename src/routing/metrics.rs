@@ -3,9 +3,11 @@
 //! Handles are resolved when the replicas are set up. Connections are counted by the stage that owns them.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
+use super::balance::spread::THRESHOLD;
 use super::breaker::BreakerState;
 use crate::types::FailureKind;
 use crate::types::request::Lane;
@@ -21,6 +23,8 @@ pub struct RoutingMetrics {
     dispatches: IntCounterVec,
     breaker: IntGaugeVec,
     transitions: IntCounterVec,
+    score: GaugeVec,
+    load_variance: GaugeVec,
 }
 
 /// Handles for one lane of an upstream.
@@ -36,6 +40,7 @@ pub(super) struct LaneMetrics {
 pub(super) struct ReplicaMetrics {
     pub(super) in_flight: IntGauge,
     pub(super) healthy: IntGauge,
+    pub(super) score: Gauge,
     dispatches: [IntCounter; RESULTS.len()],
 }
 
@@ -101,6 +106,28 @@ impl RoutingMetrics {
             &["upstream", "replica", "to"],
         )?;
         registry.register(Box::new(transitions.clone()))?;
+        let score = GaugeVec::new(
+            Opts::new(
+                "dify_edge_upstream_score",
+                "How well a replica serves, from 0 to 1.",
+            ),
+            &replica,
+        )?;
+        registry.register(Box::new(score.clone()))?;
+        let load_variance = GaugeVec::new(
+            Opts::new(
+                "dify_edge_upstream_load_variance",
+                "Population variance of the shares of slots in use, in percent squared.",
+            ),
+            &["upstream"],
+        )?;
+        registry.register(Box::new(load_variance.clone()))?;
+        let threshold = Gauge::new(
+            "dify_edge_upstream_load_variance_threshold",
+            "The variance above which balancing by health leans against the spread.",
+        )?;
+        threshold.set(THRESHOLD);
+        registry.register(Box::new(threshold))?;
         Ok(Self {
             in_flight: gauge(
                 "dify_edge_upstream_in_flight",
@@ -126,6 +153,8 @@ impl RoutingMetrics {
                 &replica,
             )?,
             transitions,
+            score,
+            load_variance,
         })
     }
 
@@ -135,6 +164,7 @@ impl RoutingMetrics {
         ReplicaMetrics {
             in_flight: self.in_flight.with_label_values(&[upstream, replica]),
             healthy,
+            score: self.score.with_label_values(&[upstream, replica]),
             dispatches: RESULTS.map(|r| self.dispatches.with_label_values(&[upstream, replica, r])),
         }
     }
@@ -148,6 +178,10 @@ impl RoutingMetrics {
                 shed: self.shed.with_label_values(labels),
             }
         })
+    }
+
+    pub(super) fn load_variance(&self, upstream: &str) -> Gauge {
+        self.load_variance.with_label_values(&[upstream])
     }
 
     pub(super) fn breaker(&self, upstream: &str, replica: &str) -> BreakerMetrics {

@@ -6,10 +6,10 @@
 //! next stage's.
 
 mod admission;
-mod balance;
+pub mod balance;
 mod breaker;
 pub mod control;
-mod health;
+pub mod health;
 mod lanes;
 mod metrics;
 mod pool;

@@ -5,20 +5,26 @@
 //! queues are bounded, and so is the wait.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus::Gauge;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::admission::Pass;
+use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
 use super::health::Event;
+use super::health::ewma::Usual;
+use super::health::score::Parts;
 use super::lanes::{self, Lanes};
 use super::metrics::LaneMetrics;
 use super::replica::Replica;
 use crate::config::upstreams::LanesConfig;
+use crate::types::outcome::RouteClass;
 use crate::types::request::{FetchHead, Lane};
 use crate::types::time::Clock;
 use crate::types::{Failure, FailureKind};
@@ -27,6 +33,8 @@ use crate::types::{Failure, FailureKind};
 pub(super) type Avoid = SmallVec<[usize; 4]>;
 
 const LANES: usize = Lane::ALL.len();
+/// Time from one look at scores and loads for the metrics to the next.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The replicas of one upstream.
 pub(super) struct Pool {
@@ -40,9 +48,12 @@ pub(super) struct Pool {
     /// What a lane has a right to, of one.
     shares: [f64; LANES],
     metrics: [LaneMetrics; LANES],
-    clock: Clock,
+    variance_metric: Gauge,
     /// Wakes those who wait for an answer when a replica went out or came back.
     health_changed: Notify,
+    clock: Clock,
+    /// What answers usually take here, for the scores.
+    usual: Mutex<Usual>,
     state: Mutex<State>,
 }
 
@@ -115,7 +126,7 @@ impl Pool {
         replicas: Vec<Replica>,
         slots: usize,
         (lanes, queue_limit): (&LanesConfig, usize),
-        metrics: [LaneMetrics; LANES],
+        (metrics, variance_metric): ([LaneMetrics; LANES], Gauge),
         policy: Box<dyn Balance>,
         clock: Clock,
     ) -> Self {
@@ -126,8 +137,10 @@ impl Pool {
             lane_slots: Lane::ALL.map(lane_slots),
             shares: Lane::ALL.map(|lane| lanes.of(lane).share.0),
             metrics,
-            clock,
+            variance_metric,
             health_changed: Notify::new(),
+            clock,
+            usual: Mutex::default(),
             state: Mutex::new(State {
                 slots: Slots {
                     in_flight: vec![[0; LANES]; replicas.len()],
@@ -208,6 +221,9 @@ impl Pool {
     /// Takes what was learnt about a replica into account.
     pub(super) fn learn(self: &Arc<Self>, replica: usize, event: Event) {
         if self.replicas[replica].learn(event) {
+            if self.replicas[replica].is_healthy() {
+                self.replicas[replica].signals.lock().came_back(self.now());
+            }
             self.reconsider();
         }
         // After a probe, too: without requests nobody else looks.
@@ -236,6 +252,54 @@ impl Pool {
 
     pub(super) fn now(&self) -> Instant {
         self.clock.now().monotonic
+    }
+
+    /// Takes an answer of `replica` after `time` into account for its score.
+    pub(super) fn answered(&self, replica: usize, class: RouteClass, time: Duration) {
+        let ratio = self.usual.lock().ratio(class, time);
+        let now = self.now();
+        self.replicas[replica].signals.lock().answered(ratio, now);
+    }
+
+    /// Takes a failure that `replica` is to blame for into account for its score.
+    pub(super) fn failed(&self, replica: usize) {
+        let now = self.now();
+        self.replicas[replica].signals.lock().failed(now);
+    }
+
+    /// The share of its slots that `replica` has in use with `in_flight` requests.
+    pub(super) fn share(&self, in_flight: usize) -> f64 {
+        in_flight as f64 / self.slots as f64
+    }
+
+    /// What the score of `replica` is made of with `in_flight` requests.
+    pub(super) fn score(&self, replica: usize, in_flight: usize) -> Parts {
+        let now = self.now();
+        let signals = self.replicas[replica].signals.lock();
+        Parts::of(&signals.inputs(self.share(in_flight), now))
+    }
+
+    /// How evenly the replicas that are not on standby are loaded, by requests in flight.
+    pub(super) fn spread(&self, in_flight: &[usize]) -> Spread {
+        let serving = self
+            .replicas
+            .iter()
+            .zip(in_flight)
+            .filter(|(replica, _)| !replica.standby);
+        Spread::of(serving.map(|(_, in_flight)| 100.0 * self.share(*in_flight)))
+    }
+
+    /// Shows scores and spread as metrics, for ever.
+    pub(super) async fn keep_publishing(self: Arc<Self>) {
+        loop {
+            let (in_flight, _) = self.load();
+            for (replica, in_flight) in in_flight.iter().enumerate() {
+                let score = self.score(replica, *in_flight).score();
+                self.replicas[replica].metrics.score.set(score);
+            }
+            self.variance_metric.set(self.spread(&in_flight).variance);
+            sleep(PUBLISH_INTERVAL).await;
+        }
     }
 
     /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.
@@ -327,6 +391,7 @@ impl Pool {
     /// Chooses a replica, enters there and counts its slot as taken.
     fn choose(&self, slots: &mut Slots, lane: Lane, avoid: &Avoid) -> Choice {
         let now = self.now();
+        let by_score = slots.policy.by_score();
         loop {
             let mut fit = self.fit(avoid, now).peekable();
             if fit.peek().is_none() {
@@ -334,7 +399,19 @@ impl Pool {
             }
             let candidates: SmallVec<[Candidate; 16]> = fit
                 .filter(|replica| self.has_slot(&slots.in_flight[*replica], lane))
-                .map(|replica| Candidate { replica })
+                .map(|replica| {
+                    let in_flight = slots.in_flight[replica].iter().sum();
+                    Candidate {
+                        replica,
+                        score: if by_score {
+                            self.score(replica, in_flight).score()
+                        } else {
+                            1.0
+                        },
+                        in_flight,
+                        slots: self.slots,
+                    }
+                })
                 .collect();
             let Some(replica) = slots.policy.choose(&candidates) else {
                 return Choice::Wait;

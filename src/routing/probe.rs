@@ -60,6 +60,7 @@ pub(super) async fn probe<S>(
         for _ in 0..check.unhealthy_after.max(1) {
             started = clock.now().monotonic;
             let answer = ask(probed, &check, service.clone(), &clock).await;
+            probed.signals.lock().probed(answer.is_ok());
             pool.learn(
                 replica,
                 match answer {

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::admission::Door;
+use super::health::signals::Signals;
 use super::health::{Event, Health};
 use super::metrics::ReplicaMetrics;
 use super::resolve::Resolve;
@@ -31,6 +32,8 @@ pub(super) struct Replica {
     pub(super) door: Door,
     /// Wakes the prober before its time.
     pub(super) probe_soon: Notify,
+    /// What its score is made of.
+    pub(super) signals: Mutex<Signals>,
     health: Mutex<Health>,
     /// The same as `health` says, to be read without its lock.
     healthy: AtomicBool,
@@ -56,6 +59,7 @@ impl Replica {
             metrics,
             door,
             probe_soon: Notify::new(),
+            signals: Mutex::default(),
             health: Mutex::new(health),
             healthy: AtomicBool::new(true),
             resolver,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Response;
+use http::{Response, StatusCode};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service};
 
@@ -98,8 +98,8 @@ impl RoutingLayer {
                 replicas,
                 upstream.connections.usable(),
                 (&upstream.lanes, upstream.connections.queue),
-                metrics.lanes(name),
-                balance::build(upstream.balance.policy),
+                (metrics.lanes(name), metrics.load_variance(name)),
+                balance::build(upstream.balance.policy, ahash::RandomState::new().hash_one(index)),
                 clock.clone(),
             )));
         }
@@ -228,6 +228,13 @@ where
     match result {
         Ok(mut response) => {
             pool.learn(place, Event::RequestOk);
+            match response.status() {
+                // Of the server before the replica, or of one that is overloaded.
+                StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                    pool.failed(place);
+                }
+                _ => pool.answered(place, attempt.fetch.class, clock.now().monotonic - started),
+            }
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
             Ok(pass.follow(response, clock.now().monotonic - started))
@@ -237,6 +244,7 @@ where
             pass.settle(verdict);
             if verdict == Verdict::Failure {
                 pool.learn(place, Event::RequestFailed);
+                pool.failed(place);
                 replica.probe_soon.notify_one();
             }
             if matches!(

@@ -7,7 +7,6 @@ use super::tree::Path;
 use crate::config::Config;
 use crate::config::cache::CacheType;
 use crate::config::guard::GuardConfig;
-use crate::config::upstreams::BalancePolicy;
 
 impl Config {
     /// What is written but does nothing in this version.
@@ -25,12 +24,6 @@ impl Config {
             let at = root.join("upstreams").join(name.as_str());
             if upstream.discovery.is_some() {
                 say(at.join("discovery"), "only `replicas` are used");
-            }
-            if upstream.balance.policy != BalancePolicy::RoundRobin {
-                say(
-                    at.join("balance").join("policy"),
-                    "replicas are taken in turn (round_robin)",
-                );
             }
             for (list, replicas) in [("replicas", &upstream.replicas), ("standby", &upstream.standby)] {
                 if replicas.iter().any(|r| r.zone.is_some() || !r.labels.is_empty()) {

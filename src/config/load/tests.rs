@@ -363,7 +363,6 @@ fn every_key_without_effect_is_named_and_nothing_else() {
     assert_eq!(
         keys,
         [
-            "upstreams.api.balance.policy",
             "upstreams.api.replicas",
             "cache.answers",
             "listen[1].tls.cert",

@@ -11,15 +11,25 @@ pub(super) struct RoundRobin {
     next: usize,
 }
 
-impl Balance for RoundRobin {
-    fn choose(&mut self, candidates: &[Candidate]) -> Option<usize> {
+impl RoundRobin {
+    /// The one among `candidates` whose turn it is.
+    pub(super) fn next<'a>(
+        &mut self,
+        mut candidates: impl Iterator<Item = &'a Candidate> + Clone,
+    ) -> Option<usize> {
+        let first = candidates.clone().next();
         let chosen = candidates
-            .iter()
             .find(|candidate| candidate.replica >= self.next)
-            .or(candidates.first())?
+            .or(first)?
             .replica;
         self.next = chosen + 1;
         Some(chosen)
+    }
+}
+
+impl Balance for RoundRobin {
+    fn choose(&mut self, candidates: &[Candidate]) -> Option<usize> {
+        self.next(candidates.iter())
     }
 }
 
@@ -29,7 +39,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn candidates(replicas: &[usize]) -> Vec<Candidate> {
-        replicas.iter().map(|&replica| Candidate { replica }).collect()
+        let candidate = |&replica| Candidate {
+            replica,
+            score: 1.0,
+            in_flight: 0,
+            slots: 10,
+        };
+        replicas.iter().map(candidate).collect()
     }
 
     #[test]

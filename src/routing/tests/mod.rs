@@ -7,6 +7,7 @@ mod frozen;
 mod lanes;
 mod names;
 mod probes;
+mod score;
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,7 +1,17 @@
 //! Whether a replica is healthy: a state machine without clock or I/O.
 //!
 //! Failures in a row, of probes or of requests, put a replica out; only good probes in a row bring it back,
-//! because while it is out it may get no requests to prove itself with.
+//! because while it is out it may get no requests to prove itself with. How well a replica serves that is in,
+//! is `score`'s matter, over what `signals` gathers.
+
+pub mod ewma;
+pub mod score;
+pub mod signals;
+
+/// `x` from 0 to `most`; NaN is 0.
+pub(super) fn within(x: f64, most: f64) -> f64 {
+    if x > 0.0 { x.min(most) } else { 0.0 }
+}
 
 /// What was learnt about a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
