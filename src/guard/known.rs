@@ -340,6 +340,10 @@ impl Sink for Known {
         if let Some(exact) = &entry.exact {
             *exact.reading.lock() = None;
         }
+        if matches!(error, SourceError::Schema(_)) {
+            // It does not pass by itself, and what is new cannot be seen.
+            entry.as_of.store(0, Ordering::Relaxed);
+        }
         *entry.error.lock() = Some(error.to_string());
     }
 }

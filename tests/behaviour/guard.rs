@@ -371,14 +371,24 @@ async fn a_database_that_is_gone_or_lacks_a_column_stops_no_request() {
     server
         .execute("ALTER TABLE documents DROP COLUMN created_at")
         .await;
-    let error = eventually("the error to be told", || async {
+    let documents = || async {
         let ready = metrics::ask(edge.admin, "/ready").await.json();
         let kinds = ready["guard"]["kinds"].as_array().cloned().unwrap_or_default();
-        let documents = kinds.into_iter().find(|known| known["kind"] == "document")?;
-        documents["error"].as_str().map(str::to_owned)
+        kinds.into_iter().find(|known| known["kind"] == "document")
+    };
+    let told = eventually("the error to be told", || async {
+        documents()
+            .await
+            .filter(|documents| documents["error"].is_string())
     })
     .await;
+    let error = told["error"].as_str().unwrap_or_default();
     assert!(error.contains("documents.created_at"), "{error}");
+    assert_eq!(told["armed"], false, "nobody sees what is new");
+    server
+        .execute("ALTER TABLE documents ADD COLUMN created_at timestamp NOT NULL DEFAULT now()")
+        .await;
+    armed(&edge, "document").await;
     server.kill();
     // The last that was known stays, and of what is not known nobody can say whether it is new.
     assert_eq!(read(&edge, KEY, "/v1/meta").await.status, 200);

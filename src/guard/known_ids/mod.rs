@@ -38,7 +38,8 @@ pub trait Sink: Send + Sync {
     /// What was committed before `as_of` has been told, apart from rows that appeared very late.
     fn up_to_date(&self, kind: IdKind, as_of: Now);
 
-    /// The kind could not be read this time; a reading that has begun is broken off.
+    /// The kind could not be read this time; a reading that has begun is broken off. After [`SourceError::Schema`] all
+    /// of it is told anew.
     fn failed(&self, kind: IdKind, error: &SourceError);
 }
 

@@ -261,6 +261,10 @@ impl<S: Sink + ?Sized> Postgres<S> {
                 if matches!(error, SourceError::Refused(_)) {
                     progress.cost = self.clock.now().monotonic - begun;
                 }
+                if matches!(error, SourceError::Schema(_)) {
+                    // Once it is put right, all of it is read again.
+                    progress.since = None;
+                }
                 self.sink.failed(kind.table.kind, &error);
                 let before = kind.state.lock().error.replace(error.clone());
                 // That the database is gone is logged once for all kinds.
