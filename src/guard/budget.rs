@@ -131,6 +131,16 @@ impl ClientBudgets {
         };
         Ok(())
     }
+
+    /// Gives back a token that the client took, unless the client is forgotten.
+    pub fn give_back(&self, payer: Payer) {
+        let digest = self.digest.hash_one(payer);
+        let group = ((u128::from(digest) * self.groups.len() as u128) >> 64) as usize;
+        let mut places = self.groups[group].lock();
+        if let Some(own) = places.iter_mut().find(|place| place.payer == digest) {
+            own.full_at = own.full_at.saturating_sub(self.pace.per_token);
+        }
+    }
 }
 
 impl Budget {
@@ -225,6 +235,19 @@ mod tests {
         let later = began + refusal.0;
         assert_eq!(budgets.take(client(1), later), Ok(()));
         assert!(budgets.take(client(1), later).is_err());
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let began = began();
+        let budgets = ClientBudgets::new(rate(2), 64, began);
+        for _ in 0..10 {
+            assert_eq!(budgets.take(client(1), began), Ok(()));
+            budgets.give_back(client(1));
+        }
+        budgets.give_back(client(2));
+        let taken = (0..5).filter(|_| budgets.take(client(1), began).is_ok());
+        assert_eq!(taken.count(), 2);
     }
 
     #[test]
