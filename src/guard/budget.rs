@@ -116,9 +116,8 @@ impl ClientBudgets {
     /// # Errors
     /// When the bucket is empty, and nothing is taken.
     pub fn take(&self, payer: Payer, now: Instant) -> Result<(), RetryAfter> {
-        let digest = self.digest.hash_one(payer);
-        let group = ((u128::from(digest) * self.groups.len() as u128) >> 64) as usize;
-        let mut places = self.groups[group].lock();
+        let (digest, group) = self.group(payer);
+        let mut places = group.lock();
         let own = places.iter_mut().position(|place| place.payer == digest);
         let at = own
             .or_else(|| (0..PLACES).min_by_key(|at| places[*at].full_at))
@@ -134,12 +133,18 @@ impl ClientBudgets {
 
     /// Gives back a token that the client took, unless the client is forgotten.
     pub fn give_back(&self, payer: Payer) {
-        let digest = self.digest.hash_one(payer);
-        let group = ((u128::from(digest) * self.groups.len() as u128) >> 64) as usize;
-        let mut places = self.groups[group].lock();
+        let (digest, group) = self.group(payer);
+        let mut places = group.lock();
         if let Some(own) = places.iter_mut().find(|place| place.payer == digest) {
             own.full_at = own.full_at.saturating_sub(self.pace.per_token);
         }
+    }
+
+    /// The client's digest, and the places where its bucket may be.
+    fn group(&self, payer: Payer) -> (u64, &Mutex<[Place; PLACES]>) {
+        let digest = self.digest.hash_one(payer);
+        let group = ((u128::from(digest) * self.groups.len() as u128) >> 64) as usize;
+        (digest, &self.groups[group])
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::bloom::{Filter, Rebuild, Sizing, Stats};
 use super::known_ids::postgres::OVERLAP;
-use super::known_ids::tables::{Reading, TABLES};
+use super::known_ids::tables::is_exact;
 use super::known_ids::{Sink, SourceError};
 use crate::types::known::{IdKind, KnownId};
 use crate::types::time::{Clock, Now};
@@ -97,17 +97,11 @@ impl std::fmt::Debug for Known {
 impl Known {
     /// Nothing is known yet. `on_gone` is called when the source tells that something is gone.
     pub fn new(sizing: Sizing, max_age: Duration, clock: Clock, on_gone: OnGone) -> Arc<Self> {
-        let whole = |kind| {
-            let is = |table: &&super::known_ids::tables::Table| {
-                table.kind == kind && table.reading == Reading::Whole
-            };
-            TABLES.iter().find(is).map(|_| Exact::default())
-        };
         let kinds = IdKind::ALL.iter().map(|kind| Kind {
             filter: Filter::new(sizing),
             rebuild: Mutex::default(),
             loading: AtomicU64::new(0),
-            exact: whole(*kind),
+            exact: is_exact(*kind).then(Exact::default),
             as_of: AtomicU64::new(0),
             learnt: Mutex::default(),
             error: Mutex::default(),

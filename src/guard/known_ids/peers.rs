@@ -28,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use self::entry::{FIELD, Item, Place, encode, entries};
 use super::Sink as _;
 use super::postgres::OVERLAP;
-use super::tables::{Reading, TABLES};
+use super::tables::is_exact;
 use crate::config::cache::RedisConfig;
 use crate::config::redis::RedisServers;
 use crate::guard::known::Known;
@@ -311,7 +311,7 @@ impl Peers {
             // The database has told by now, better than this can, which keys there are: those that were deleted long
             // ago still stand in the stream.
             let is_old = self.is_old(*place);
-            let is_outdated = is_old && self.has_database && is_read_whole(kind);
+            let is_outdated = is_old && self.has_database && is_exact(kind);
             if is_outdated || self.recent.contains_key(&(kind, id)) {
                 continue;
             }
@@ -340,11 +340,6 @@ impl Peers {
             .saturating_sub(Duration::from_millis(place.millis));
         age > OVERLAP
     }
-}
-
-fn is_read_whole(kind: IdKind) -> bool {
-    let mut whole = TABLES.iter().filter(|table| table.reading == Reading::Whole);
-    whole.any(|table| table.kind == kind)
 }
 
 /// What becomes of `command`, or that it takes too long.
