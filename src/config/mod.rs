@@ -9,6 +9,7 @@ pub mod guard;
 pub mod listen;
 pub mod load;
 pub mod redis;
+pub mod retry;
 pub mod routes;
 pub mod telemetry;
 pub mod upstreams;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::retry::{HedgeConfig, RetryConfig};
 use crate::types::request::Lane;
 use crate::types::units::{Ratio, Span};
 
@@ -34,6 +35,10 @@ pub struct UpstreamConfig {
     pub lanes: LanesConfig,
     /// Which replica is taken.
     pub balance: BalanceConfig,
+    /// How what failed is tried again.
+    pub retry: RetryConfig,
+    /// Whether slow reads are asked a second time, at another replica.
+    pub hedge: HedgeConfig,
     /// Replicas that are found by name while the proxy runs, beside those of `replicas` or instead of them.
     pub discovery: Option<DiscoveryConfig>,
 }

@@ -48,6 +48,19 @@ pub(super) fn fit<'a>(
     fit
 }
 
+/// Whether those that may serve are healthy replicas outside `avoid`; on standby only `with_standby`.
+pub(super) fn may_be_elsewhere(
+    members: &[Option<Arc<Replica>>],
+    avoid: &Avoid,
+    with_standby: bool,
+    now: Instant,
+) -> bool {
+    // They are all alike in this.
+    fit(members, avoid, now).first().is_some_and(|replica| {
+        replica.is_healthy() && !avoid.contains(&replica.place()) && (with_standby || !replica.standby)
+    })
+}
+
 /// What is said when no replica lets anybody in: when the first one will.
 pub(super) fn refusal(members: &[Option<Arc<Replica>>], now: Instant) -> Failure {
     let may_serve =

@@ -28,7 +28,7 @@ use super::resolve::{Resolve, SystemResolver};
 use crate::config::{BreakerConfig, Upstreams};
 use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
-use crate::types::request::{Attempt, Dispatch, FailedAttempt, UpstreamId};
+use crate::types::request::{Attempt, Dispatch, FailedAttempt, Placing, UpstreamId};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -182,12 +182,15 @@ where
     let asked = clock.now().monotonic;
     let deadline = attempt.fetch.deadline;
     let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
-    let (taken, pass) = pool
-        .take(&attempt.fetch, &attempt.avoid, limit)
-        .await
-        .map_err(nowhere)?;
+    let (taken, pass) = match attempt.placing {
+        Placing::Queue => pool.take(&attempt.fetch, &attempt.avoid, limit).await,
+        Placing::Elsewhere => pool.take_at_once(&attempt.fetch, &attempt.avoid, true),
+        Placing::Hedge => pool.take_at_once(&attempt.fetch, &attempt.avoid, false),
+    }
+    .map_err(nowhere)?;
     let replica = &taken.replica.clone();
     let place = replica.place();
+    attempt.placed.set(place);
     let started = clock.now().monotonic;
     if replica.endpoint.addresses().is_empty() {
         replica.look_up(started, deadline, clock).await;

@@ -8,6 +8,7 @@ mod cache;
 mod discovery;
 mod guard;
 mod redis_url;
+mod retry;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -268,6 +269,8 @@ impl Check {
                 }
             }
         }
+        self.retry(&at.join("retry"), &upstream.retry);
+        self.hedge(&at.join("hedge"), &upstream.hedge);
         let health = at.join("health_check");
         let check = &upstream.health_check;
         for (name, count) in [

@@ -5,6 +5,7 @@ mod guard;
 mod lanes;
 mod redis;
 mod replicas;
+mod retry;
 
 use std::time::Duration;
 

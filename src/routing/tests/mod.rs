@@ -289,6 +289,8 @@ impl Rig {
             body: BodySlot::new(body),
             number: 0,
             avoid: avoid.into(),
+            placing,
+            placed: Placed::default(),
         };
         self.routing.clone().call(attempt).await
     }
