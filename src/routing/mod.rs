@@ -15,6 +15,7 @@ pub mod health;
 mod lanes;
 mod members;
 mod metrics;
+mod observed;
 mod pool;
 mod probe;
 mod replica;

@@ -288,7 +288,9 @@ impl Pool {
     /// Takes an answer of `replica` after `time` into account for its score.
     pub(super) fn answered(&self, replica: &Replica, class: RouteClass, time: Duration) {
         let ratio = self.usual.lock().ratio(class, time);
-        replica.signals.lock().answered(ratio, self.now());
+        let now = self.now();
+        replica.signals.lock().answered(ratio, now);
+        replica.observed.answered(time, now);
     }
 
     /// Takes a failure that `replica` is to blame for into account for its score.

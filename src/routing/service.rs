@@ -105,6 +105,7 @@ impl RoutingLayer {
         let control = RoutingControl {
             pools: pools.clone(),
             blueprints: blueprints.into(),
+            policies: config.values().map(|upstream| upstream.balance.policy).collect(),
             discoveries: config
                 .values()
                 .map(|upstream| upstream.discovery.clone())
@@ -236,6 +237,7 @@ where
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
             if verdict == Verdict::Failure {
+                replica.observed.failed(&failure, pool.now());
                 pool.learn(replica, Event::RequestFailed);
                 pool.failed(replica);
                 replica.probe_soon.notify_one();

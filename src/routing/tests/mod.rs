@@ -9,6 +9,7 @@ mod lanes;
 mod names;
 mod probes;
 mod score;
+mod shown;
 
 use std::io;
 use std::net::SocketAddr;
@@ -327,6 +328,17 @@ impl Rig {
             .get_metric()
             .iter()
             .map(|m| m.get_gauge().get_value() + m.get_counter().get_value())
+            .sum()
+    }
+
+    /// A counter by the value of one of its labels.
+    fn counted(&self, name: &str, label: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name).unwrap();
+        let metrics = family.get_metric().iter();
+        metrics
+            .filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label))
+            .map(|metric| metric.get_counter().get_value())
             .sum()
     }
 }
