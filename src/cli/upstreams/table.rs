@@ -147,7 +147,7 @@ fn replicas(replicas: &[Replica]) -> Vec<Vec<String>> {
             fitted(replica.zone.as_deref().unwrap_or(NOTHING), ZONE),
             state(replica).to_owned(),
             fitted(&replica.breaker.replace('_', " "), ZONE),
-            format!("{:.2}", replica.score),
+            format!("{:.3}", replica.score),
             format!("{}/{}", replica.in_flight, replica.slots),
             p50,
             p99,
@@ -301,8 +301,8 @@ api: weighted_health, load variance 12.3 (threshold 50)
   longest        2          17
 
   replica               zone   state      breaker  score  in flight     p50    p99
-  http://10.0.0.1:5001  -      healthy    closed    1.00       3/80  4.2 ms  1.2 s
-  http://10.0.0.2:5001  eu-1a  unhealthy  open      0.01       0/80       -      -
+  http://10.0.0.1:5001  -      healthy    closed   0.998       3/80  4.2 ms  1.2 s
+  http://10.0.0.2:5001  eu-1a  unhealthy  open     0.014       0/80       -      -
       half open in 12 s
       score: errors 0.28 probe 0.05
       last error 3 s ago: connect failed: the upstream refuses connections

@@ -330,17 +330,6 @@ impl Rig {
             .map(|m| m.get_gauge().get_value() + m.get_counter().get_value())
             .sum()
     }
-
-    /// A counter by the value of one of its labels.
-    fn counted(&self, name: &str, label: &str) -> f64 {
-        let families = self.registry.gather();
-        let family = families.iter().find(|family| family.name() == name).unwrap();
-        let metrics = family.get_metric().iter();
-        metrics
-            .filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label))
-            .map(|metric| metric.get_counter().get_value())
-            .sum()
-    }
 }
 
 #[tokio::test(start_paused = true)]

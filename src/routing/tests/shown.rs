@@ -13,6 +13,17 @@ impl Rig {
     fn last_error(&self) -> LastError {
         self.shown().last_error.expect("something went wrong")
     }
+
+    /// A counter by the value of one of its labels.
+    pub(super) fn counted(&self, name: &str, label: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name).unwrap();
+        let metrics = family.get_metric().iter();
+        metrics
+            .filter(|metric| metric.get_label().iter().any(|pair| pair.value() == label))
+            .map(|metric| metric.get_counter().get_value())
+            .sum()
+    }
 }
 
 #[tokio::test(start_paused = true)]
