@@ -90,7 +90,8 @@ impl RoutingLayer {
                 name: name.clone(),
                 breaker: breaker.clone(),
                 check: check.clone(),
-                slots: upstream.connections.usable(),
+                capacity: upstream.capacity,
+                connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
                 metrics: metrics.clone(),
             };
@@ -236,6 +237,9 @@ where
         Err(failure) => {
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
+            if failure.kind == FailureKind::UpstreamTimeout {
+                replica.found(attempt.fetch.class, None, clock.now().monotonic);
+            }
             if verdict == Verdict::Failure {
                 replica.observed.failed(&failure, pool.now());
                 pool.learn(replica, Event::RequestFailed);

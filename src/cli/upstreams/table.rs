@@ -211,9 +211,9 @@ fn duration(millis: f64) -> String {
 
 fn age(seconds: u64) -> String {
     match seconds {
-        ..120 => format!("{seconds} s"),
-        ..7200 => format!("{} min", seconds / 60),
-        ..172_800 => format!("{} h", seconds / 3600),
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
     }
 }
@@ -258,7 +258,7 @@ mod tests {
         })
     }
 
-    fn upstream(replicas: Vec<Value>) -> Value {
+    fn upstream(replicas: &[Value]) -> Value {
         json!([{
             "name": "api", "policy": "weighted_health", "load_variance": 12.345, "load_variance_threshold": 50.0,
             "lanes": [
@@ -292,7 +292,7 @@ mod tests {
             failing[field] = value;
         }
         assert_eq!(
-            shown(upstream(vec![replica("http://10.0.0.1:5001"), failing])),
+            shown(upstream(&[replica("http://10.0.0.1:5001"), failing])),
             "\
 api: weighted_health, load variance 12.3 (threshold 50)
              short  generation
@@ -309,7 +309,7 @@ api: weighted_health, load variance 12.3 (threshold 50)
 "
         );
         assert_eq!(shown(json!([])), "no upstreams\n");
-        assert!(shown(upstream(vec![])).ends_with("\n\n  no replicas\n"));
+        assert!(shown(upstream(&[])).ends_with("\n\n  no replicas\n"));
     }
 
     #[test]
@@ -324,7 +324,7 @@ api: weighted_health, load variance 12.3 (threshold 50)
             replica["leaving"] = leaving.into();
             replica["healthy"] = healthy.into();
             replica["standby"] = standby.into();
-            let text = shown(upstream(vec![replica]));
+            let text = shown(upstream(&[replica]));
             let row = text.lines().find(|line| line.contains("http://a:1")).unwrap();
             assert_eq!(row.split_whitespace().nth(2), Some(state), "{row}");
         }
@@ -380,7 +380,7 @@ api: weighted_health, load variance 12.3 (threshold 50)
                 replica["last_error"] = json!({"kind": "connect_timeout", "detail": detail, "seconds_ago": age});
                 replica
             });
-            let mut upstreams = upstream(replicas.collect());
+            let mut upstreams = upstream(&replicas.collect::<Vec<_>>());
             upstreams[0]["lanes"][0]["longest_queue"] = json!(most);
             let text = shown(upstreams);
             for line in text.lines() {

@@ -4,6 +4,7 @@ mod breaker;
 mod guard;
 mod lanes;
 mod redis;
+mod replicas;
 
 use std::time::Duration;
 
