@@ -37,3 +37,4 @@ mod streaming;
 mod support;
 mod traps;
 mod uploads;
+mod upstreams;

@@ -9,6 +9,7 @@ mod lanes;
 mod names;
 mod probes;
 mod score;
+mod shown;
 
 use std::io;
 use std::net::SocketAddr;

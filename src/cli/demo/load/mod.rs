@@ -5,7 +5,6 @@
 //! The same seed asks in the same order, so that two runs differ only in what stands behind the address.
 
 mod client;
-mod histogram;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +16,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::replay::{Framing, Record};
+use crate::types::latency::Histogram;
 use crate::types::time::Clock;
 
 pub use client::{Answer, Client, Question};
-pub use histogram::Histogram;
 
 /// How long a client that met an error waits.
 const AFTER_ERROR: Duration = Duration::from_millis(50);
