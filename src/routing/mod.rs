@@ -2,12 +2,13 @@
 //!
 //! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by
 //! `probe` and by what requests meet), so does `breaker` (fed by how whole exchanges end, through `admission`),
-//! `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
+//! `place` says where it should go by zone and label, `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
 //! next stage's.
 
 mod admission;
 pub mod balance;
 mod breaker;
+mod chance;
 pub mod control;
 mod discovery;
 mod fit;
@@ -15,6 +16,7 @@ pub mod health;
 mod lanes;
 mod members;
 mod metrics;
+mod place;
 mod pool;
 mod probe;
 mod replica;

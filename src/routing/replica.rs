@@ -17,10 +17,12 @@ use super::admission::Door;
 use super::health::signals::Signals;
 use super::health::{Event, Health};
 use super::metrics::{ReplicaMetrics, RoutingMetrics};
+use super::place::{Marks, Rules};
 use super::resolve::Resolve;
 use crate::config::BreakerConfig;
 use crate::config::upstreams::{HealthCheckConfig, ReplicaConfig};
 use crate::types::endpoint::Endpoint;
+use crate::types::outcome::RouteClass;
 use crate::types::request::UpstreamId;
 use crate::types::time::Clock;
 
@@ -37,6 +39,7 @@ pub(super) struct Blueprint {
     /// Requests that a replica may have in flight.
     pub(super) slots: usize,
     pub(super) resolver: Arc<dyn Resolve>,
+    pub(super) rules: Option<Arc<Rules>>,
     pub(super) metrics: RoutingMetrics,
 }
 
@@ -49,10 +52,12 @@ impl Blueprint {
         let endpoint = Endpoint::parse(self.upstream, place, &from.url)?;
         let authority = endpoint.authority();
         let breaker = self.metrics.breaker(&self.name, &authority);
+        let mark = |rules: &Arc<Rules>| rules.mark(from.zone.as_deref(), &from.labels);
         Ok(Replica {
             url: from.url.clone(),
             zone: from.zone.clone(),
             labels: from.labels.clone(),
+            marks: self.rules.as_ref().map(mark).unwrap_or_default(),
             standby,
             metrics: self.metrics.replica(&self.name, &authority),
             door: Door::new(from.url.clone(), &self.breaker, breaker),
@@ -83,6 +88,8 @@ pub(super) struct Replica {
     pub(super) zone: Option<String>,
     /// What it is good for.
     pub(super) labels: BTreeMap<String, String>,
+    /// What the rules of place make of both.
+    pub(super) marks: Marks,
     pub(super) standby: bool,
     /// Whether its name was found, rather than configured.
     pub(super) discovered: bool,
@@ -129,6 +136,11 @@ impl Replica {
     /// The share of its slots that `in_flight` requests are.
     pub(super) fn share(&self, in_flight: usize) -> f64 {
         in_flight as f64 / self.slots() as f64
+    }
+
+    /// Whether it is a member that the hard rules let serve `class`.
+    pub(super) fn is_open_to(&self, class: RouteClass) -> bool {
+        self.marks.allows(class) && !self.is_leaving()
     }
 
     pub(super) fn is_leaving(&self) -> bool {

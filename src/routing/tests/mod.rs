@@ -237,7 +237,8 @@ impl Rig {
         let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
         let (layer, control) =
-            RoutingLayer::with_resolver(&upstreams, breaker, Clock::System, &metrics, &resolver).unwrap();
+            RoutingLayer::with_resolver(&upstreams, None, breaker, Clock::System, &metrics, &resolver)
+                .unwrap();
         Self {
             routing: layer.layer(fake.clone()),
             fake,
@@ -561,7 +562,14 @@ async fn wrong_urls_and_probe_paths_are_refused_with_a_reason() {
     let metrics = RoutingMetrics::register(&prometheus::Registry::new()).unwrap();
     let build = |config: UpstreamConfig| {
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
-        RoutingLayer::new(&upstreams, &BreakerConfig::default(), Clock::System, &metrics).err()
+        RoutingLayer::new(
+            &upstreams,
+            None,
+            &BreakerConfig::default(),
+            Clock::System,
+            &metrics,
+        )
+        .err()
     };
     let mut wrong = config(1, 0, 1, 1);
     wrong.replicas[0].url = "api:5001".into();
