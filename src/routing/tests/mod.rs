@@ -7,6 +7,7 @@ mod discovery;
 mod frozen;
 mod lanes;
 mod names;
+mod place;
 mod probes;
 mod score;
 
@@ -229,6 +230,10 @@ impl Rig {
     }
 
     fn with_breakers(config: UpstreamConfig, breaker: &BreakerConfig) -> Self {
+        Self::build(config, breaker, None)
+    }
+
+    fn build(config: UpstreamConfig, breaker: &BreakerConfig, zone: Option<&str>) -> Self {
         let registry = prometheus::Registry::new();
         let metrics = RoutingMetrics::register(&registry).unwrap();
         let fake = Fake::default();
@@ -237,7 +242,7 @@ impl Rig {
         let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
         let (layer, control) =
-            RoutingLayer::with_resolver(&upstreams, None, breaker, Clock::System, &metrics, &resolver)
+            RoutingLayer::with_resolver(&upstreams, zone, breaker, Clock::System, &metrics, &resolver)
                 .unwrap();
         Self {
             routing: layer.layer(fake.clone()),
