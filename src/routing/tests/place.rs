@@ -7,13 +7,13 @@ use crate::config::affinity::{AffinityConfig, Operator, Term};
 
 /// `config` whose replicas (standby replicas last) are in these zones, or have these values of the label `disk`.
 fn marked(mut config: UpstreamConfig, zones: &[&str], disks: &[&str]) -> UpstreamConfig {
-    let replicas = || config.replicas.iter_mut().chain(&mut config.standby);
-    for (replica, zone) in replicas().zip(zones) {
-        replica.zone = Some((*zone).to_owned());
-    }
     let replicas = config.replicas.iter_mut().chain(&mut config.standby);
-    for (replica, disk) in replicas.zip(disks) {
-        replica.labels.insert("disk".into(), (*disk).to_owned());
+    for (place, replica) in replicas.enumerate() {
+        replica.zone = zones.get(place).map(|zone| (*zone).to_owned());
+        let disk = disks
+            .get(place)
+            .map(|disk| ("disk".to_owned(), (*disk).to_owned()));
+        replica.labels.extend(disk);
     }
     config
 }
