@@ -73,6 +73,7 @@ pub(super) fn views<'a>(
             zone: replica.zone.as_deref(),
             marks: replica.marks,
             standby: replica.standby,
+            slots: replica.slots(),
             score: fit.then(|| free.map_or_else(|| score(replica), |it| it.score)),
             free: free.is_some(),
         })

@@ -101,7 +101,8 @@ impl RoutingLayer {
                 name: name.clone(),
                 breaker: breaker.clone(),
                 check: check.clone(),
-                slots: upstream.connections.usable(),
+                capacity: upstream.capacity,
+                connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
                 rules,
                 metrics: metrics.clone(),
@@ -247,6 +248,9 @@ where
         Err(failure) => {
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
+            if failure.kind == FailureKind::UpstreamTimeout {
+                replica.found(attempt.fetch.class, None, clock.now().monotonic);
+            }
             if verdict == Verdict::Failure {
                 pool.learn(replica, Event::RequestFailed);
                 pool.failed(replica);

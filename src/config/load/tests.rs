@@ -5,6 +5,7 @@ mod breaker;
 mod guard;
 mod lanes;
 mod redis;
+mod replicas;
 
 use std::time::Duration;
 

@@ -64,6 +64,8 @@ pub(super) struct View<'a> {
     pub(super) zone: Option<&'a str>,
     pub(super) marks: Marks,
     pub(super) standby: bool,
+    /// Requests that it may have in flight.
+    pub(super) slots: usize,
     /// How well it serves; nothing when it may not be asked now.
     pub(super) score: Option<f64>,
     /// Whether it may be asked and has a free slot.

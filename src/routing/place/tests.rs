@@ -43,6 +43,7 @@ fn views(rules: &Rules, places: &[Place]) -> Vec<View<'static>> {
         zone,
         marks: rules.mark(zone, &labels(disk)),
         standby: false,
+        slots: 10,
         score,
         free: free && score.is_some(),
     };
@@ -51,11 +52,15 @@ fn views(rules: &Rules, places: &[Place]) -> Vec<View<'static>> {
 
 /// Of many draws, the share in which each replica is among those that are left.
 fn shares(rules: &Rules, places: &[Place]) -> Vec<f64> {
+    shares_of(rules, &views(rules, places))
+}
+
+fn shares_of(rules: &Rules, views: &[View<'_>]) -> Vec<f64> {
     const DRAWS: u32 = 20_000;
-    let (views, mut chance) = (views(rules, places), Chance::seeded(11));
-    let mut left = vec![0; places.len()];
+    let mut chance = Chance::seeded(11);
+    let mut left = vec![0; views.len()];
     for _ in 0..DRAWS {
-        for replica in rules.narrow(CLASS, &views, &mut chance) {
+        for replica in rules.narrow(CLASS, views, &mut chance) {
             left[replica] += 1;
         }
     }
@@ -131,6 +136,26 @@ fn a_zone_that_lost_half_of_its_replicas_spills_over_two_sevenths() {
         (B, None, WELL, true),
     ];
     assert_near(&shares(&rules, &places), &[0.714, 0.0, 0.286]);
+}
+
+#[test]
+fn a_replica_counts_as_much_as_it_has_slots() {
+    let rules = rules(A, Vec::new(), Vec::new());
+    let places = [
+        (A, None, WELL, true),
+        (A, None, None, false),
+        (B, None, WELL, true),
+        (C, None, WELL, true),
+    ];
+    let mut views = views(&rules, &places);
+    views[1].slots = 30;
+    views[3].slots = 30;
+    let score = 10.0 / 40.0;
+    let leaves = 1.0 - score / ENOUGH;
+    assert_near(
+        &shares_of(&rules, &views),
+        &[1.0 - leaves, 0.0, leaves / 4.0, leaves * 3.0 / 4.0],
+    );
 }
 
 #[test]

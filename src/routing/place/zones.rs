@@ -1,10 +1,10 @@
 //! The own zone first, as long as it can take it.
 //!
-//! The score of the own zone is the sum of the scores of its replicas over their number; one that may not be asked
-//! counts as 0, so that a zone that has lost half of its replicas has half of the score. From [`ENOUGH`] on every request
+//! The score of the own zone is the mean of the scores of its replicas, each weighing as much as it has slots; one that may
+//! not be asked counts as 0, so that a zone that has lost half of its slots has half of the score. From [`ENOUGH`] on every request
 //! stays. Below, the share `1 - score / ENOUGH` leaves it, so that what is left of the zone gets no more than it would in
 //! a zone that is just well enough. Who leaves goes to one of the other zones with the chance of its weight, the sum of
-//! the scores of its free replicas. A zone that is full, or gone, holds nobody back.
+//! score times slots over its free replicas. A zone that is full, or gone, holds nobody back.
 
 use super::{Left, View};
 use crate::routing::chance::Chance;
@@ -19,11 +19,11 @@ pub(super) fn narrow(left: &mut Left<'_>, chance: &mut Chance) {
     // Who stands by is beyond zones: it is asked when there is nobody else.
     let at_home = |view: &View<'_>| view.marks.at_home && !view.standby;
     let home = left.iter().filter(|view| at_home(view));
-    let scores = || home.clone().filter_map(|view| view.score);
-    if scores().next().is_none() {
+    if home.clone().all(|view| view.score.is_none()) {
         return;
     }
-    let score = scores().sum::<f64>() / home.clone().count() as f64;
+    let slots = home.clone().map(|view| view.slots).sum::<usize>();
+    let score = home.clone().map(weight).sum::<f64>() / slots.max(1) as f64;
     let is_full = !home.clone().any(|view| view.free);
     let leaves = is_full || chance.draw() >= score / ENOUGH;
     let zone = leaves.then(|| elsewhere(left, at_home, chance)).flatten();
@@ -33,6 +33,11 @@ pub(super) fn narrow(left: &mut Left<'_>, chance: &mut Chance) {
     }
 }
 
+/// What a replica counts for.
+fn weight(view: &View<'_>) -> f64 {
+    view.score.unwrap_or_default() * view.slots as f64
+}
+
 /// A zone that has a free replica that is not `at_home`, by chance.
 fn elsewhere<'a>(
     left: &Left<'a>,
@@ -40,7 +45,6 @@ fn elsewhere<'a>(
     chance: &mut Chance,
 ) -> Option<Option<&'a str>> {
     let free = || left.iter().filter(|view| view.free && !at_home(view));
-    let weight = |view: &View<'_>| view.score.unwrap_or_default();
     let mut at = chance.draw() * free().map(weight).sum::<f64>();
     let drawn = free().find(|view| {
         at -= weight(view);
