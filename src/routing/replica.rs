@@ -19,6 +19,7 @@ use super::health::signals::Signals;
 use super::health::{Event, Health};
 use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
 use super::observed::Observed;
+use super::place::{Marks, Rules};
 use super::resolve::Resolve;
 use crate::config::BreakerConfig;
 use crate::config::upstreams::{Auto, Capacity, ConnectionsConfig, HealthCheckConfig, ReplicaConfig};
@@ -42,6 +43,7 @@ pub(super) struct Blueprint {
     /// how much of that is used.
     pub(super) connections: ConnectionsConfig,
     pub(super) resolver: Arc<dyn Resolve>,
+    pub(super) rules: Option<Arc<Rules>>,
     pub(super) metrics: RoutingMetrics,
 }
 
@@ -54,6 +56,7 @@ impl Blueprint {
         let endpoint = Endpoint::parse(self.upstream, place, &from.url)?;
         let authority = endpoint.authority();
         let breaker = self.metrics.breaker(&self.name, &authority);
+        let mark = |rules: &Arc<Rules>| rules.mark(from.zone.as_deref(), &from.labels);
         let (slots, gradient) = match from.capacity.or(self.capacity) {
             Some(Capacity::Fixed(capacity)) => (self.connections.usable_of(capacity), None),
             Some(Capacity::Found(Auto::Auto)) => {
@@ -68,6 +71,7 @@ impl Blueprint {
             url: from.url.clone(),
             zone: from.zone.clone(),
             labels: from.labels.clone(),
+            marks: self.rules.as_ref().map(mark).unwrap_or_default(),
             standby,
             metrics,
             door: Door::new(from.url.clone(), &self.breaker, breaker),
@@ -100,6 +104,8 @@ pub(super) struct Replica {
     pub(super) zone: Option<String>,
     /// What it is good for.
     pub(super) labels: BTreeMap<String, String>,
+    /// What the rules of place make of both.
+    pub(super) marks: Marks,
     pub(super) standby: bool,
     /// Whether its name was found, rather than configured.
     pub(super) discovered: bool,
@@ -168,6 +174,11 @@ impl Replica {
     /// The share of its slots that `in_flight` requests are.
     pub(super) fn share(&self, in_flight: usize) -> f64 {
         in_flight as f64 / self.slots() as f64
+    }
+
+    /// Whether it is a member that the hard rules let serve `class`.
+    pub(super) fn is_open_to(&self, class: RouteClass) -> bool {
+        self.marks.allows(class) && !self.is_leaving()
     }
 
     pub(super) fn is_leaving(&self) -> bool {

@@ -19,9 +19,11 @@ use tower::{Layer, Service};
 use super::admission::{FAIR_CHANCE, verdict};
 use super::balance;
 use super::breaker::Verdict;
+use super::chance::Chance;
 use super::control::RoutingControl;
 use super::health::Event;
 use super::metrics::RoutingMetrics;
+use super::place::Rules;
 use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
 use super::resolve::{Resolve, SystemResolver};
@@ -43,18 +45,20 @@ pub struct RoutingLayer {
 }
 
 impl RoutingLayer {
-    /// Prepares the replicas of `config`; nothing runs yet (see [`RoutingControl::spawn_background`]).
+    /// Prepares the replicas of `config` for a proxy in `zone`; nothing runs yet (see [`RoutingControl::spawn_background`]).
     ///
     /// # Errors
     /// When a replica's URL or a probe's path cannot be read.
     pub fn new(
         config: &Upstreams,
+        zone: Option<&str>,
         breaker: &BreakerConfig,
         clock: Clock,
         metrics: &RoutingMetrics,
     ) -> Result<(Self, RoutingControl), String> {
         Self::with_resolver(
             config,
+            zone,
             breaker,
             clock,
             metrics,
@@ -64,6 +68,7 @@ impl RoutingLayer {
 
     pub(super) fn with_resolver(
         config: &Upstreams,
+        zone: Option<&str>,
         breaker: &BreakerConfig,
         clock: Clock,
         metrics: &RoutingMetrics,
@@ -78,11 +83,17 @@ impl RoutingLayer {
                     check.path
                 ));
             }
+            let seed = |what| ahash::RandomState::new().hash_one((index, what));
+            let rules = Rules::new(zone, &upstream.affinity).map(Arc::new);
             let pool = Arc::new(Pool::new(
                 name.clone(),
                 (&upstream.lanes, upstream.connections.queue),
                 (metrics.lanes(name), metrics.load_variance(name)),
-                balance::build(upstream.balance.policy, ahash::RandomState::new().hash_one(index)),
+                (
+                    balance::build(upstream.balance.policy, seed("balance")),
+                    rules.clone(),
+                    Chance::seeded(seed("place")),
+                ),
                 clock.clone(),
             ));
             let blueprint = Blueprint {
@@ -93,6 +104,7 @@ impl RoutingLayer {
                 capacity: upstream.capacity,
                 connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
+                rules,
                 metrics: metrics.clone(),
             };
             for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
@@ -275,7 +287,8 @@ async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>)
 /// another can serve, and to ask twice does no harm (RFC 9110 section 9.2.1) and is possible.
 async fn can_be_ended(pool: &Pool, replica: &Replica, attempt: &Attempt) {
     if attempt.fetch.is_safe() {
-        pool.better_elsewhere(replica, &attempt.avoid).await;
+        pool.better_elsewhere(replica, attempt.fetch.class, &attempt.avoid)
+            .await;
         if attempt.body.is_available() {
             return;
         }

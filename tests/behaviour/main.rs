@@ -29,6 +29,7 @@ mod guard_postgres_faults;
 mod invalidation;
 mod limits;
 mod memory;
+mod place;
 mod protocols;
 mod secrets;
 mod shared_cache;

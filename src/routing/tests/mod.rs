@@ -7,6 +7,7 @@ mod discovery;
 mod frozen;
 mod lanes;
 mod names;
+mod place;
 mod probes;
 mod score;
 mod shown;
@@ -229,6 +230,10 @@ impl Rig {
     }
 
     fn with_breakers(config: UpstreamConfig, breaker: &BreakerConfig) -> Self {
+        Self::build(config, breaker, None)
+    }
+
+    fn build(config: UpstreamConfig, breaker: &BreakerConfig, zone: Option<&str>) -> Self {
         let registry = prometheus::Registry::new();
         let metrics = RoutingMetrics::register(&registry).unwrap();
         let fake = Fake::default();
@@ -237,7 +242,8 @@ impl Rig {
         let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
         let (layer, control) =
-            RoutingLayer::with_resolver(&upstreams, breaker, Clock::System, &metrics, &resolver).unwrap();
+            RoutingLayer::with_resolver(&upstreams, zone, breaker, Clock::System, &metrics, &resolver)
+                .unwrap();
         Self {
             routing: layer.layer(fake.clone()),
             fake,
@@ -561,7 +567,14 @@ async fn wrong_urls_and_probe_paths_are_refused_with_a_reason() {
     let metrics = RoutingMetrics::register(&prometheus::Registry::new()).unwrap();
     let build = |config: UpstreamConfig| {
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
-        RoutingLayer::new(&upstreams, &BreakerConfig::default(), Clock::System, &metrics).err()
+        RoutingLayer::new(
+            &upstreams,
+            None,
+            &BreakerConfig::default(),
+            Clock::System,
+            &metrics,
+        )
+        .err()
     };
     let mut wrong = config(1, 0, 1, 1);
     wrong.replicas[0].url = "api:5001".into();
