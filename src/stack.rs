@@ -111,6 +111,7 @@ pub fn build(
     // Attempt: a slot of a healthy replica
     let (routing, routing_control) = RoutingLayer::new(
         &config.upstreams,
+        config.zone.as_deref(),
         &config.circuit_breaker,
         clock.clone(),
         &RoutingMetrics::register(registry).map_err(metric)?,

@@ -104,6 +104,7 @@ fn path(addresses: &[SocketAddr], slots: usize) -> Path {
     let routing_metrics = RoutingMetrics::register(&registry).unwrap();
     let (routing, control) = RoutingLayer::new(
         &config,
+        None,
         &BreakerConfig::default(),
         clock.clone(),
         &routing_metrics,

@@ -3,6 +3,7 @@
 //! `load` reads what an operator wrote (file, environment, flags) and turns it into a [`Config`]. A key that
 //! is here keeps its name and meaning.
 
+pub mod affinity;
 pub mod breaker;
 pub mod cache;
 pub mod guard;
@@ -53,6 +54,8 @@ pub struct Config {
     pub guard: Option<GuardConfig>,
     /// When a replica that fails too often is no longer asked.
     pub circuit_breaker: BreakerConfig,
+    /// Where this instance runs: replicas in the same zone come first. Default: zones play no part.
+    pub zone: Option<String>,
 }
 
 impl Default for Config {
@@ -69,6 +72,7 @@ impl Default for Config {
             drain_timeout: Span::secs(30),
             guard: None,
             circuit_breaker: BreakerConfig::default(),
+            zone: None,
         }
     }
 }

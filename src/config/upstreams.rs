@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::affinity::Affinity;
 use super::retry::{HedgeConfig, RetryConfig};
 use crate::types::request::Lane;
 use crate::types::units::{Ratio, Span};
@@ -41,6 +42,8 @@ pub struct UpstreamConfig {
     pub hedge: HedgeConfig,
     /// Replicas that are found by name while the proxy runs, beside those of `replicas` or instead of them.
     pub discovery: Option<DiscoveryConfig>,
+    /// Which replicas serve which route classes, by label. Default: each serves all.
+    pub affinity: Affinity,
 }
 
 /// Where replicas are found: one of `dns` and `srv`.
@@ -109,10 +112,10 @@ impl Capacity {
 pub struct ReplicaConfig {
     /// `http://host:port` or `https://host:port`, without path. The name is looked up again every 2 s.
     pub url: String,
-    /// Where it runs; not used for balancing in this version.
+    /// Where it runs. Replicas in the proxy's own `zone` come first.
     #[serde(default)]
     pub zone: Option<String>,
-    /// What it is good for; not used for balancing in this version.
+    /// What it is good for; `affinity` goes by them.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Its own `capacity`, where it is not that of the upstream.

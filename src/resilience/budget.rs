@@ -202,10 +202,9 @@ mod tests {
                         requests.push(now);
                     },
                     Step::Draw(times) => for _ in 0..times {
-                        if let Some(leave) = budget.draw(now) {
-                            retries.push(now);
-                            leaves.push(leave);
-                        }
+                        let Some(leave) = budget.draw(now) else { break };
+                        retries.push(now);
+                        leaves.push(leave);
                         let within = |all: &[Instant]| {
                             all.iter().filter(|at| **at + WINDOW > now).count() as f64
                         };

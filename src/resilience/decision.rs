@@ -103,7 +103,6 @@ mod tests {
                 failure.sent = sent;
                 let failed = FailedAttempt {
                     failure,
-                    replica: Some(0),
                     replica_unhealthy,
                 };
                 let expected = match replica_unhealthy {

@@ -80,7 +80,9 @@ where
         };
         loop {
             self.attempts += 1;
-            let Some(reason) = self.reason(&outcome) else { break };
+            let Some(reason) = self.reason(&outcome) else {
+                break;
+            };
             let Some(leave) = upstream.retries.lock().draw(self.now()) else {
                 upstream.metrics.refused.inc();
                 break;
@@ -200,7 +202,11 @@ where
     }
 
     /// Asks another replica what `first` is asking: the first answer counts, and the other request is dropped.
-    async fn race(&mut self, mut first: Pin<&mut impl Future<Output = Outcome>>, hedging: &Hedging) -> Outcome {
+    async fn race(
+        &mut self,
+        mut first: Pin<&mut impl Future<Output = Outcome>>,
+        hedging: &Hedging,
+    ) -> Outcome {
         let Some(leave) = hedging.budget.lock().draw(self.now()) else {
             return first.await;
         };

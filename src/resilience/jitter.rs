@@ -1,28 +1,20 @@
 //! How long a retry waits: a time drawn between nothing and a bound that doubles (full jitter).
 //!
-//! Requests that failed together come again apart. Where the randomness begins is given, so that a test knows it.
+//! Requests that failed together come again apart. Where chance begins is given, so that a test knows it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Numbers that nobody needs to be unable to guess (SplitMix64: a counter, and a mix of its bits).
-#[derive(Debug)]
-pub(super) struct Jitter(AtomicU64);
+use parking_lot::Mutex;
 
-const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+use crate::types::chance::Chance;
+
+/// Draws waits.
+#[derive(Debug)]
+pub(super) struct Jitter(Mutex<Chance>);
 
 impl Jitter {
     pub(super) fn new(seed: u64) -> Self {
-        Self(AtomicU64::new(seed))
-    }
-
-    /// From 0 to less than 1.
-    fn random(&self) -> f64 {
-        let mut bits = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        bits ^= bits >> 31;
-        (bits >> 11) as f64 / (1_u64 << 53) as f64
+        Self(Mutex::new(Chance::seeded(seed)))
     }
 
     /// The wait before retry `number` (from 1): less than `backoff`, doubled for each retry before, and less than what
@@ -30,7 +22,8 @@ impl Jitter {
     pub(super) fn wait(&self, backoff: Duration, number: u32, left: Option<Duration>) -> Duration {
         let doubled = 2_u32.saturating_pow(number.saturating_sub(1));
         let bound = backoff.saturating_mul(doubled);
-        left.map_or(bound, |left| bound.min(left)).mul_f64(self.random())
+        left.map_or(bound, |left| bound.min(left))
+            .mul_f64(self.0.lock().draw())
     }
 }
 
@@ -51,7 +44,7 @@ mod tests {
                 let part = bound / 10;
                 let here = waits
                     .iter()
-                    .filter(|wait| (part * tenth..part * (tenth + 1)).contains(wait));
+                    .filter(|wait| (part * tenth..part * (tenth + 1)).contains(*wait));
                 let count = here.count();
                 assert!((50..200).contains(&count), "{count} of 1000 in tenth {tenth}");
             }
@@ -62,9 +55,7 @@ mod tests {
     fn the_same_seed_gives_the_same_waits_and_another_gives_others() {
         let waits = |seed| {
             let jitter = Jitter::new(seed);
-            (0..10)
-                .map(|_| jitter.wait(BACKOFF, 1, None))
-                .collect::<Vec<_>>()
+            (0..10).map(|_| jitter.wait(BACKOFF, 1, None)).collect::<Vec<_>>()
         };
         assert_eq!(waits(1), waits(1));
         assert_ne!(waits(1), waits(2));

@@ -80,8 +80,8 @@ where
         let upstream = self.upstreams.get(request.head.upstream.0).cloned();
         let clock = self.clock.clone();
         Box::pin(async move {
-            let upstream = upstream
-                .ok_or_else(|| Failure::new(FailureKind::NoReplica, "there is no such upstream"))?;
+            let upstream =
+                upstream.ok_or_else(|| Failure::new(FailureKind::NoReplica, "there is no such upstream"))?;
             Fetching::new(inner, upstream, clock, request).run().await
         })
     }

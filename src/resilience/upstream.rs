@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use super::budget::{Budget, WINDOW};
 use super::jitter::Jitter;
 use super::metrics::UpstreamRetryMetrics;
-use super::percentile::Times;
 use crate::config::UpstreamConfig;
 use crate::config::retry::{HedgeConfig, RetryConfig};
+use crate::types::latency::Recent;
 use crate::types::outcome::RouteClass;
 
 /// Retries of a window beside the share: 3 a second. One page of the console asks for two dozen things at once, and
@@ -19,6 +19,11 @@ use crate::types::outcome::RouteClass;
 const RETRY_FLOOR: u32 = 3 * WINDOW.as_secs() as u32;
 /// Hedges of a window beside the share, so that a quiet upstream has one at all.
 const HEDGE_FLOOR: u32 = 1;
+
+/// Times of answers count for so long, and at most twice that.
+const MEMORY: Duration = Duration::from_secs(60);
+/// With fewer of them nothing is known.
+const LEAST: u64 = 20;
 
 /// One upstream.
 pub(super) struct Upstream {
@@ -32,14 +37,19 @@ pub(super) struct Upstream {
 
 /// What hedges go by.
 pub(super) struct Hedging {
-    percentile: u32,
+    quantile: f64,
     pub(super) budget: Mutex<Budget>,
-    metadata: Mutex<Times>,
-    listing: Mutex<Times>,
+    metadata: Mutex<Recent>,
+    listing: Mutex<Recent>,
 }
 
 impl Upstream {
-    pub(super) fn new(config: &UpstreamConfig, seed: u64, metrics: UpstreamRetryMetrics, now: Instant) -> Self {
+    pub(super) fn new(
+        config: &UpstreamConfig,
+        seed: u64,
+        metrics: UpstreamRetryMetrics,
+        now: Instant,
+    ) -> Self {
         Self {
             retries: Mutex::new(Budget::new(config.retry.budget.0, RETRY_FLOOR, now)),
             retry: config.retry.clone(),
@@ -52,9 +62,9 @@ impl Upstream {
 
 impl Hedging {
     fn new(config: &HedgeConfig, now: Instant) -> Self {
-        let times = || Mutex::new(Times::new(now));
+        let times = || Mutex::new(Recent::new(MEMORY));
         Self {
-            percentile: config.percentile,
+            quantile: f64::from(config.percentile) / 100.0,
             budget: Mutex::new(Budget::new(config.budget.0, HEDGE_FLOOR, now)),
             metadata: times(),
             listing: times(),
@@ -68,17 +78,19 @@ impl Hedging {
 
     /// After this time without an answer a read of `class` is asked again; `None` while too little is known.
     pub(super) fn after(&self, class: RouteClass, now: Instant) -> Option<Duration> {
-        self.times(class)?.lock().percentile(self.percentile, now)
+        let times = self.times(class)?.lock();
+        let is_known = times.count(now) >= LEAST;
+        is_known.then(|| times.quantile(self.quantile, now)).flatten()
     }
 
     /// Takes a time to the first byte into account.
     pub(super) fn answered(&self, class: RouteClass, time: Duration, now: Instant) {
         if let Some(times) = self.times(class) {
-            times.lock().observe(time, now);
+            times.lock().record(time, now);
         }
     }
 
-    fn times(&self, class: RouteClass) -> Option<&Mutex<Times>> {
+    fn times(&self, class: RouteClass) -> Option<&Mutex<Recent>> {
         match class {
             RouteClass::Metadata => Some(&self.metadata),
             RouteClass::Listing => Some(&self.listing),

@@ -17,15 +17,17 @@ use super::admission::Pass;
 use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
-use super::fit::{fit, may_be_elsewhere, refusal};
+use super::fit::{fit, may_be_elsewhere, refusal, unplaced, views};
 use super::health::Event;
 use super::health::ewma::Usual;
 use super::health::score::Parts;
 use super::lanes::{self, Lanes};
 use super::members::Members;
 use super::metrics::LaneMetrics;
+use super::place::Rules;
 use super::replica::Replica;
 use crate::config::upstreams::LanesConfig;
+use crate::types::chance::Chance;
 use crate::types::outcome::RouteClass;
 use crate::types::request::{FetchHead, Lane};
 use crate::types::time::Clock;
@@ -46,6 +48,8 @@ pub(super) struct Pool {
     limits: [f64; LANES],
     /// What a lane has a right to, of one.
     shares: [f64; LANES],
+    /// Which replicas serve which requests.
+    rules: Option<Arc<Rules>>,
     metrics: [LaneMetrics; LANES],
     variance_metric: Gauge,
     /// Wakes those who wait for an answer when a replica went out or came back.
@@ -67,9 +71,12 @@ struct Slots {
     /// Those in use, by replica and lane.
     in_flight: Vec<[usize; LANES]>,
     policy: Box<dyn Balance>,
+    /// For `rules`.
+    chance: Chance,
 }
 
 struct Waiting {
+    class: RouteClass,
     avoid: Avoid,
     hand: oneshot::Sender<Result<Admitted, Failure>>,
 }
@@ -125,7 +132,7 @@ impl Pool {
         name: String,
         (lanes, queue_limit): (&LanesConfig, usize),
         (metrics, variance_metric): ([LaneMetrics; LANES], Gauge),
-        policy: Box<dyn Balance>,
+        (policy, rules, chance): (Box<dyn Balance>, Option<Arc<Rules>>, Chance),
         clock: Clock,
     ) -> Self {
         Self {
@@ -133,6 +140,7 @@ impl Pool {
             members: Members::default(),
             limits: Lane::ALL.map(|lane| lanes.of(lane).limit.0),
             shares: Lane::ALL.map(|lane| lanes.of(lane).share.0),
+            rules,
             metrics,
             variance_metric,
             health_changed: Notify::new(),
@@ -143,6 +151,7 @@ impl Pool {
                 slots: Slots {
                     in_flight: Vec::new(),
                     policy,
+                    chance,
                 },
                 lanes: Lanes::new(queue_limit),
             }),
@@ -175,19 +184,24 @@ impl Pool {
     ///
     /// # Errors
     /// `Overloaded` when the queue is full or the wait ran out, `NoReplica` when the breakers of all replicas that
-    /// could serve are open.
+    /// could serve are open, or when no replica is one that the hard rules let serve.
     pub(super) async fn take(
         self: &Arc<Self>,
         fetch: &FetchHead,
         avoid: &Avoid,
         limit: Instant,
     ) -> Result<Admitted, Failure> {
-        let lane = fetch.lane;
+        let (lane, class) = (fetch.lane, fetch.class);
+        let unplaced = |members: &[_]| unplaced(members, class, self.rules.as_deref());
+        // To wait would not help.
+        if let Some(failure) = self.members.with(unplaced) {
+            return Err(failure);
+        }
         let (mut place, slot) = {
             let mut state = self.state.lock();
             // Whoever waits in this lane already comes first. Those who wait in others cannot use what is free.
             if state.lanes.length(lane) == 0 {
-                match self.choose(&mut state.slots, lane, avoid) {
+                match self.choose(&mut state.slots, lane, class, avoid) {
                     Choice::Replica(replica, ticket) => {
                         self.metrics[lane as usize].wait.observe(0.0);
                         return Ok(self.hand(replica, ticket, lane));
@@ -198,6 +212,7 @@ impl Pool {
             }
             let (hand, slot) = oneshot::channel();
             let waiting = Waiting {
+                class,
                 avoid: avoid.clone(),
                 hand,
             };
@@ -248,14 +263,16 @@ impl Pool {
         avoid: &Avoid,
         pressing: bool,
     ) -> Result<Admitted, Failure> {
-        let lane = fetch.lane;
+        let (lane, class, now) = (fetch.lane, fetch.class, self.now());
+        let may_be = |members: &[_]| may_be_elsewhere(members, class, avoid, pressing, now);
         let mut state = self.state.lock();
         let waits = |lane: &Lane| state.lanes.length(*lane) > 0;
         let others_first = waits(&lane) || (!pressing && Lane::ALL.iter().any(waits));
-        if !others_first && self.members.with(|all| may_be_elsewhere(all, avoid, pressing, self.now())) {
-            if let Choice::Replica(replica, ticket) = self.choose(&mut state.slots, lane, avoid) {
-                return Ok(self.hand(replica, ticket, lane));
-            }
+        if !others_first
+            && self.members.with(may_be)
+            && let Choice::Replica(replica, ticket) = self.choose(&mut state.slots, lane, class, avoid)
+        {
+            return Ok(self.hand(replica, ticket, lane));
         }
         Err(Failure::new(
             FailureKind::Overloaded,
@@ -315,6 +332,7 @@ impl Pool {
     pub(super) fn answered(self: &Arc<Self>, replica: &Replica, class: RouteClass, time: Duration) {
         let (ratio, now) = (self.usual.lock().ratio(class, time), self.now());
         replica.signals.lock().answered(ratio, now);
+        replica.observed.answered(time, now);
         if replica.found(class, Some(time), now) {
             self.serve_queue();
         }
@@ -352,13 +370,13 @@ impl Pool {
     }
 
     /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.
-    pub(super) async fn better_elsewhere(&self, replica: &Replica, avoid: &Avoid) {
+    pub(super) async fn better_elsewhere(&self, replica: &Replica, class: RouteClass, avoid: &Avoid) {
         loop {
             // Before the look at the replicas, so that no change is missed.
             let changed = self.health_changed.notified();
             let serves = |other: &Replica| {
                 other.is_healthy()
-                    && !other.is_leaving()
+                    && other.is_open_to(class)
                     && other.door.is_closed()
                     && !avoid.contains(&other.place())
             };
@@ -419,17 +437,18 @@ impl Pool {
             .collect();
         order.sort_by(|one, other| one.0.total_cmp(&other.0));
         order.into_iter().find_map(|(_, lane)| {
-            // What is not free for one is not free for another who avoids the same.
-            let mut in_vain: SmallVec<[Avoid; 2]> = SmallVec::new();
+            // What is not free for one is not free for another of the class who avoids the same.
+            let mut in_vain: SmallVec<[(RouteClass, Avoid); 2]> = SmallVec::new();
             let fits = |waiting: &Waiting| {
-                if in_vain.contains(&waiting.avoid) {
+                let is_like = |(class, avoid): &_| *class == waiting.class && *avoid == waiting.avoid;
+                if in_vain.iter().any(is_like) {
                     return None;
                 }
-                match self.choose(slots, lane, &waiting.avoid) {
+                match self.choose(slots, lane, waiting.class, &waiting.avoid) {
                     Choice::Replica(replica, ticket) => Some(Ok((replica, ticket))),
                     Choice::Refused(failure) => Some(Err(failure)),
                     Choice::Wait => {
-                        in_vain.push(waiting.avoid.clone());
+                        in_vain.push((waiting.class, waiting.avoid.clone()));
                         None
                     }
                 }
@@ -452,33 +471,38 @@ impl Pool {
     }
 
     /// Chooses a replica, enters there and counts its slot as taken.
-    fn choose(&self, slots: &mut Slots, lane: Lane, avoid: &Avoid) -> Choice {
+    fn choose(&self, slots: &mut Slots, lane: Lane, class: RouteClass, avoid: &Avoid) -> Choice {
         let now = self.now();
         let by_score = slots.policy.by_score();
         self.members.with(|members| {
             loop {
-                let fit = fit(members, avoid, now);
+                let fit = fit(members, class, avoid, now);
                 if fit.is_empty() {
-                    return Choice::Refused(refusal(members, now));
+                    let failure = unplaced(members, class, self.rules.as_deref());
+                    return Choice::Refused(failure.unwrap_or_else(|| refusal(members, class, now)));
                 }
-                let free = fit
-                    .into_iter()
-                    .filter(|replica| self.has_slot(replica, slots, lane));
-                let candidates: SmallVec<[Candidate; 16]> = free
+                let score = |replica: &Replica, in_flight| match by_score {
+                    true => self.score(replica, in_flight).score(),
+                    false => 1.0,
+                };
+                let free = fit.iter().filter(|replica| self.has_slot(replica, slots, lane));
+                let mut candidates: SmallVec<[Candidate; 16]> = free
                     .map(|replica| {
                         let in_flight = slots.at(replica);
                         Candidate {
                             replica: replica.place(),
-                            score: if by_score {
-                                self.score(replica, in_flight).score()
-                            } else {
-                                1.0
-                            },
+                            score: score(replica, in_flight),
                             in_flight,
                             slots: replica.slots(),
                         }
                     })
                     .collect();
+                if let Some(rules) = self.rules.as_ref().filter(|rules| rules.chooses(class)) {
+                    let score = |replica: &Replica| score(replica, slots.at(replica));
+                    let views = views(members, &fit, &candidates, avoid, score);
+                    let left = rules.narrow(class, &views, &mut slots.chance);
+                    candidates.retain(|candidate| left.contains(&candidate.replica));
+                }
                 let chosen = slots.policy.choose(&candidates);
                 let Some(replica) = chosen.and_then(|place| members[place].as_ref()) else {
                     return Choice::Wait;

@@ -17,7 +17,9 @@ use super::admission::Door;
 use super::gradient::Gradient;
 use super::health::signals::Signals;
 use super::health::{Event, Health};
-use super::metrics::{ReplicaMetrics, RoutingMetrics};
+use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
+use super::observed::Observed;
+use super::place::{Marks, Rules};
 use super::resolve::Resolve;
 use crate::config::BreakerConfig;
 use crate::config::upstreams::{Auto, Capacity, ConnectionsConfig, HealthCheckConfig, ReplicaConfig};
@@ -41,6 +43,7 @@ pub(super) struct Blueprint {
     /// how much of that is used.
     pub(super) connections: ConnectionsConfig,
     pub(super) resolver: Arc<dyn Resolve>,
+    pub(super) rules: Option<Arc<Rules>>,
     pub(super) metrics: RoutingMetrics,
 }
 
@@ -53,6 +56,7 @@ impl Blueprint {
         let endpoint = Endpoint::parse(self.upstream, place, &from.url)?;
         let authority = endpoint.authority();
         let breaker = self.metrics.breaker(&self.name, &authority);
+        let mark = |rules: &Arc<Rules>| rules.mark(from.zone.as_deref(), &from.labels);
         let (slots, gradient) = match from.capacity.or(self.capacity) {
             Some(Capacity::Fixed(capacity)) => (self.connections.usable_of(capacity), None),
             Some(Capacity::Found(Auto::Auto)) => {
@@ -67,11 +71,13 @@ impl Blueprint {
             url: from.url.clone(),
             zone: from.zone.clone(),
             labels: from.labels.clone(),
+            marks: self.rules.as_ref().map(mark).unwrap_or_default(),
             standby,
             metrics,
             door: Door::new(from.url.clone(), &self.breaker, breaker),
             probe_soon: Notify::new(),
             signals: Mutex::default(),
+            observed: Observed::default(),
             discovered: false,
             slots: AtomicUsize::new(slots),
             gradient,
@@ -98,6 +104,8 @@ pub(super) struct Replica {
     pub(super) zone: Option<String>,
     /// What it is good for.
     pub(super) labels: BTreeMap<String, String>,
+    /// What the rules of place make of both.
+    pub(super) marks: Marks,
     pub(super) standby: bool,
     /// Whether its name was found, rather than configured.
     pub(super) discovered: bool,
@@ -109,6 +117,8 @@ pub(super) struct Replica {
     pub(super) probe_soon: Notify,
     /// What its score is made of.
     pub(super) signals: Mutex<Signals>,
+    /// What is shown of it.
+    pub(super) observed: Observed,
     /// Ends what runs beside requests for it.
     pub(super) stop: CancellationToken,
     slots: AtomicUsize,
@@ -166,6 +176,11 @@ impl Replica {
         in_flight as f64 / self.slots() as f64
     }
 
+    /// Whether it is a member that the hard rules let serve `class`.
+    pub(super) fn is_open_to(&self, class: RouteClass) -> bool {
+        self.marks.allows(class) && !self.is_leaving()
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
     }
@@ -191,6 +206,11 @@ impl Replica {
             let healthy = health.is_healthy();
             self.healthy.store(healthy, Ordering::Release);
             self.metrics.healthy.set(i64::from(healthy));
+            self.metrics.came_to(if healthy {
+                ReplicaChange::Healthy
+            } else {
+                ReplicaChange::Unhealthy
+            });
             if healthy {
                 tracing::info!(replica = self.url, cause = ?event, "replica is healthy again");
             } else {
@@ -220,6 +240,7 @@ impl Replica {
             {
                 Ok(addresses) if !addresses.is_empty() => {
                     if self.endpoint.set_addresses(addresses) {
+                        self.metrics.came_to(ReplicaChange::NewAddresses);
                         tracing::info!(
                             replica = self.url,
                             addresses = ?self.endpoint.addresses(),

@@ -22,10 +22,12 @@ use super::breaker::Verdict;
 use super::control::RoutingControl;
 use super::health::Event;
 use super::metrics::RoutingMetrics;
+use super::place::Rules;
 use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
 use super::resolve::{Resolve, SystemResolver};
 use crate::config::{BreakerConfig, Upstreams};
+use crate::types::chance::Chance;
 use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
 use crate::types::request::{Attempt, Dispatch, FailedAttempt, Placing, UpstreamId};
@@ -43,18 +45,20 @@ pub struct RoutingLayer {
 }
 
 impl RoutingLayer {
-    /// Prepares the replicas of `config`; nothing runs yet (see [`RoutingControl::spawn_background`]).
+    /// Prepares the replicas of `config` for a proxy in `zone`; nothing runs yet (see [`RoutingControl::spawn_background`]).
     ///
     /// # Errors
     /// When a replica's URL or a probe's path cannot be read.
     pub fn new(
         config: &Upstreams,
+        zone: Option<&str>,
         breaker: &BreakerConfig,
         clock: Clock,
         metrics: &RoutingMetrics,
     ) -> Result<(Self, RoutingControl), String> {
         Self::with_resolver(
             config,
+            zone,
             breaker,
             clock,
             metrics,
@@ -64,6 +68,7 @@ impl RoutingLayer {
 
     pub(super) fn with_resolver(
         config: &Upstreams,
+        zone: Option<&str>,
         breaker: &BreakerConfig,
         clock: Clock,
         metrics: &RoutingMetrics,
@@ -78,11 +83,17 @@ impl RoutingLayer {
                     check.path
                 ));
             }
+            let seed = |what| ahash::RandomState::new().hash_one((index, what));
+            let rules = Rules::new(zone, &upstream.affinity).map(Arc::new);
             let pool = Arc::new(Pool::new(
                 name.clone(),
                 (&upstream.lanes, upstream.connections.queue),
                 (metrics.lanes(name), metrics.load_variance(name)),
-                balance::build(upstream.balance.policy, ahash::RandomState::new().hash_one(index)),
+                (
+                    balance::build(upstream.balance.policy, seed("balance")),
+                    rules.clone(),
+                    Chance::seeded(seed("place")),
+                ),
                 clock.clone(),
             ));
             let blueprint = Blueprint {
@@ -93,6 +104,7 @@ impl RoutingLayer {
                 capacity: upstream.capacity,
                 connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
+                rules,
                 metrics: metrics.clone(),
             };
             for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
@@ -106,6 +118,7 @@ impl RoutingLayer {
         let control = RoutingControl {
             pools: pools.clone(),
             blueprints: blueprints.into(),
+            policies: config.values().map(|upstream| upstream.balance.policy).collect(),
             discoveries: config
                 .values()
                 .map(|upstream| upstream.discovery.clone())
@@ -165,7 +178,6 @@ where
 fn nowhere(failure: Failure) -> FailedAttempt {
     FailedAttempt {
         failure,
-        replica: None,
         replica_unhealthy: false,
     }
 }
@@ -189,8 +201,7 @@ where
     }
     .map_err(nowhere)?;
     let replica = &taken.replica.clone();
-    let place = replica.place();
-    attempt.placed.set(place);
+    attempt.placed.set(replica.place());
     let started = clock.now().monotonic;
     if replica.endpoint.addresses().is_empty() {
         replica.look_up(started, deadline, clock).await;
@@ -214,7 +225,6 @@ where
                     "the upstream did not answer and was found unhealthy",
                 )
                 .sent(),
-                replica: Some(place),
                 replica_unhealthy: true,
             });
         }
@@ -243,6 +253,7 @@ where
                 replica.found(attempt.fetch.class, None, clock.now().monotonic);
             }
             if verdict == Verdict::Failure {
+                replica.observed.failed(&failure, pool.now());
                 pool.learn(replica, Event::RequestFailed);
                 pool.failed(replica);
                 replica.probe_soon.notify_one();
@@ -256,7 +267,6 @@ where
             }
             Err(FailedAttempt {
                 failure,
-                replica: Some(place),
                 replica_unhealthy: false,
             })
         }
@@ -276,7 +286,8 @@ async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>)
 /// another can serve, and to ask twice does no harm (RFC 9110 section 9.2.1) and is possible.
 async fn can_be_ended(pool: &Pool, replica: &Replica, attempt: &Attempt) {
     if attempt.fetch.is_safe() {
-        pool.better_elsewhere(replica, &attempt.avoid).await;
+        pool.better_elsewhere(replica, attempt.fetch.class, &attempt.avoid)
+            .await;
         if attempt.body.is_available() {
             return;
         }

@@ -3,12 +3,14 @@
 //! A leaf of the module graph: it imports nothing of this crate, and every stage may import it.
 
 pub mod body;
+pub mod chance;
 pub mod endpoint;
 pub mod failure;
 #[cfg(test)]
 pub(crate) mod histories;
 pub mod ids;
 pub mod known;
+pub mod latency;
 pub mod outcome;
 pub mod repeat;
 pub mod request;

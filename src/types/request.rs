@@ -339,13 +339,11 @@ impl FetchHead {
     }
 }
 
-/// An attempt that came to no answer, with the replica at which it failed.
+/// An attempt that came to no answer; [`Attempt::placed`] says at which replica.
 #[derive(Debug)]
 pub struct FailedAttempt {
     /// What went wrong.
     pub failure: Failure,
-    /// The replica (by index in its upstream) that is to blame; `None` when none was tried.
-    pub replica: Option<usize>,
     /// Whether the attempt was ended while it still waited, because its replica had become unhealthy and
     /// another can serve.
     pub replica_unhealthy: bool,

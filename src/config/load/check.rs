@@ -3,6 +3,7 @@
 //! Every problem is found, not only the first. Nothing here looks outside the configuration, but for
 //! [`unreadable_files`], which only warns: a file may be there later, on another machine.
 
+mod affinity;
 mod breaker;
 mod cache;
 mod discovery;
@@ -214,6 +215,7 @@ impl Check {
         if let Some(discovery) = &upstream.discovery {
             self.discovery(&at.join("discovery"), discovery);
         }
+        self.affinity(&at.join("affinity"), &upstream.affinity);
         self.number(
             &at.join("replicas"),
             upstream.replicas.len() + upstream.standby.len(),

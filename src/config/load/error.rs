@@ -149,7 +149,8 @@ fn type_in_words(expected: &str) -> &str {
 }
 
 fn nearest<'a>(wrong: &str, valid: &[&'a str]) -> Option<&'a str> {
-    let alike = |key: &str| strsim::jaro_winkler(&wrong.to_lowercase().replace('-', "_"), key);
+    let alike =
+        |key: &str| strsim::jaro_winkler(&wrong.to_lowercase().replace('-', "_"), &key.to_lowercase());
     valid
         .iter()
         .map(|key| (alike(key), *key))

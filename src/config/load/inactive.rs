@@ -19,16 +19,6 @@ impl Config {
             ));
         };
         let root = Path::default();
-
-        for (name, upstream) in &self.upstreams {
-            let at = root.join("upstreams").join(name.as_str());
-            for (list, replicas) in [("replicas", &upstream.replicas), ("standby", &upstream.standby)] {
-                if replicas.iter().any(|r| r.zone.is_some() || !r.labels.is_empty()) {
-                    say(at.join(list), "`zone` and `labels` do not change the balancing");
-                }
-            }
-        }
-
         let cache = root.join("cache");
         if self.cache.classes.not_found.shared_flight.is_some() {
             say(

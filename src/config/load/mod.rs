@@ -10,6 +10,7 @@ mod inactive;
 mod print;
 mod secrets;
 mod tree;
+mod unplaced;
 mod yaml;
 
 use std::io::Read;
@@ -69,10 +70,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// What an operator should know before relying on this configuration: keys without effect, files that
+    /// What an operator should know before relying on this configuration: keys without effect, rules that no replica keeps, files that
     /// this process cannot read, an administrative listener that others can reach. One line each, with place and key.
     pub fn warnings(&self) -> Vec<String> {
         let mut findings = self.config.inactive();
+        findings.extend(self.config.unplaced());
         findings.extend(check::unreadable_files(&self.config));
         findings.extend(check::open_admin(&self.config));
         findings

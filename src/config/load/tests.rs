@@ -1,5 +1,6 @@
 //! Loading as a whole: what wins, what is refused and how it is said, what is printed.
 
+mod affinity;
 mod breaker;
 mod guard;
 mod lanes;
@@ -365,8 +366,8 @@ fn every_key_without_effect_is_named_and_nothing_else() {
     assert_eq!(
         keys,
         [
-            "upstreams.api.replicas",
             "cache.answers",
+            "upstreams.api",
             "listen[1].tls.cert",
             "listen[1].tls.key"
         ]

@@ -35,7 +35,7 @@ mod tests {
         assert_eq!(policy.choose(&uneven), Some(1));
         let even = [candidate(0, 1, 10), candidate(1, 9, 10), candidate(2, 2, 20)];
         let turns: Vec<_> = (0..3).map(|_| policy.choose(&even)).collect();
-        assert_eq!(turns, [Some(2), Some(0), Some(2)]);
+        assert_eq!(turns, [Some(0), Some(2), Some(0)]);
         assert_eq!(policy.choose(&[]), None);
     }
 }

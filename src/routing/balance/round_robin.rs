@@ -1,28 +1,38 @@
 //! Each replica in turn.
 //!
-//! It remembers a place, not a replica, so that one that is passed over (busy, unhealthy) does not lose the
-//! turns of the others.
+//! Each choice owes every candidate the same share of it, and the one who is owed most is taken. So turns are fair as
+//! well where the candidates are others from one request to the next (busy, unhealthy, of another zone); who is passed
+//! over is owed nothing for that time.
 
 use super::{Balance, Candidate};
 
-/// Takes the candidate that comes next after the one taken last.
+/// One choice, in units that can be shared evenly among up to 16 candidates.
+const ONE: i64 = 720_720;
+
+/// Takes the candidate that is owed most.
 #[derive(Debug, Default)]
 pub(super) struct RoundRobin {
-    next: usize,
+    /// By replica.
+    owed: Vec<i64>,
 }
 
 impl RoundRobin {
     /// The one among `candidates` whose turn it is.
     pub(super) fn next<'a>(
         &mut self,
-        mut candidates: impl Iterator<Item = &'a Candidate> + Clone,
+        candidates: impl Iterator<Item = &'a Candidate> + Clone,
     ) -> Option<usize> {
-        let first = candidates.clone().next();
-        let chosen = candidates
-            .find(|candidate| candidate.replica >= self.next)
-            .or(first)?
-            .replica;
-        self.next = chosen + 1;
+        let places = candidates.map(|candidate| candidate.replica);
+        let count = places.clone().count() as i64;
+        self.owed
+            .resize(self.owed.len().max(places.clone().max()? + 1), 0);
+        let share = ONE / count;
+        for place in places.clone() {
+            self.owed[place] += share;
+        }
+        // The first of equals.
+        let chosen = places.min_by_key(|place| -self.owed[*place])?;
+        self.owed[chosen] -= share * count;
         Some(chosen)
     }
 }
@@ -56,6 +66,19 @@ mod tests {
         assert_eq!(turns, [Some(0), Some(1), Some(2), Some(0)]);
         assert_eq!(policy.choose(&candidates(&[0, 2])), Some(2));
         assert_eq!(policy.choose(&candidates(&[])), None);
+    }
+
+    #[test]
+    fn turns_are_fair_among_few_whoever_is_asked_between() {
+        let mut policy = RoundRobin::default();
+        let mut taken = [0; 4];
+        for _ in 0..30 {
+            // One pair is asked three times as often as the other.
+            for pair in [[0, 1], [0, 1], [0, 1], [2, 3]] {
+                taken[policy.choose(&candidates(&pair)).unwrap()] += 1;
+            }
+        }
+        assert_eq!(taken, [45, 45, 15, 15]);
     }
 
     proptest! {

@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 use super::spread::{Spread, THRESHOLD};
 use super::{Balance, Candidate};
 use crate::routing::health::within;
+use crate::types::chance::Chance;
 
 /// Scores count as equal to the best when they are not less than it by more than this factor.
 const ALIKE: f64 = 2.0;
@@ -29,7 +30,7 @@ const MOST_LEAN: f64 = 2.0;
 /// Takes the better of two that are drawn.
 #[derive(Debug)]
 pub(super) struct WeightedHealth {
-    random: u64,
+    chance: Chance,
     /// By replica: what it has been owed since it was offered last.
     credit: Vec<f64>,
 }
@@ -38,18 +39,9 @@ impl WeightedHealth {
     /// Draws by `seed`.
     pub(super) fn seeded(seed: u64) -> Self {
         Self {
-            random: seed,
+            chance: Chance::seeded(seed),
             credit: Vec::new(),
         }
-    }
-
-    /// The next number in [0, 1), by SplitMix64.
-    fn random(&mut self) -> f64 {
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// The place of the candidate whose turn it is, each having turns in proportion to its weight (smooth weighted
@@ -60,7 +52,7 @@ impl WeightedHealth {
         for (place, (candidate, weight)) in candidates.iter().zip(weights).enumerate() {
             while self.credit.len() <= candidate.replica {
                 // Instances that begin at the same moment do not begin at the same replica.
-                let random = self.random();
+                let random = self.chance.draw();
                 self.credit.push(random);
             }
             let credit = &mut self.credit[candidate.replica];
@@ -75,7 +67,7 @@ impl WeightedHealth {
 
     /// A place in `weights`, which has at least one, by chance.
     fn draw(&mut self, weights: &[f64]) -> usize {
-        let mut at = self.random() * weights.iter().sum::<f64>();
+        let mut at = self.chance.draw() * weights.iter().sum::<f64>();
         for (place, weight) in weights.iter().enumerate() {
             at -= weight;
             if at < 0.0 {

@@ -7,8 +7,11 @@ mod discovery;
 mod frozen;
 mod lanes;
 mod names;
+mod place;
+mod placing;
 mod probes;
 mod score;
+mod shown;
 
 use std::io;
 use std::net::SocketAddr;
@@ -38,7 +41,8 @@ use crate::types::endpoint::Slot;
 use crate::types::ids::Principal;
 use crate::types::outcome::{Phases, RouteClass};
 use crate::types::request::{
-    Attempt, BodySlot, Client, Dispatch, FailedAttempt, FetchHead, Lane, Timeouts, UpstreamId,
+    Attempt, BodySlot, Client, Dispatch, FailedAttempt, FetchHead, Lane, Placed, Placing, Timeouts,
+    UpstreamId,
 };
 use crate::types::time::Clock;
 use crate::types::units::{Ratio, Span};
@@ -183,6 +187,10 @@ fn caller_of(query: Option<&str>) -> Option<Principal> {
     Some(Principal([query?.parse().unwrap(); 16]))
 }
 
+fn page() -> Request<Body> {
+    Request::get("/").body(Body::Empty).unwrap()
+}
+
 struct Rig {
     fake: Fake,
     names: Names,
@@ -228,6 +236,10 @@ impl Rig {
     }
 
     fn with_breakers(config: UpstreamConfig, breaker: &BreakerConfig) -> Self {
+        Self::build(config, breaker, None)
+    }
+
+    fn build(config: UpstreamConfig, breaker: &BreakerConfig, zone: Option<&str>) -> Self {
         let registry = prometheus::Registry::new();
         let metrics = RoutingMetrics::register(&registry).unwrap();
         let fake = Fake::default();
@@ -236,7 +248,8 @@ impl Rig {
         let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
         let (layer, control) =
-            RoutingLayer::with_resolver(&upstreams, breaker, Clock::System, &metrics, &resolver).unwrap();
+            RoutingLayer::with_resolver(&upstreams, zone, breaker, Clock::System, &metrics, &resolver)
+                .unwrap();
         Self {
             routing: layer.layer(fake.clone()),
             fake,
@@ -270,6 +283,17 @@ impl Rig {
         avoid: &[usize],
         total: Option<Duration>,
     ) -> Result<Response<Body>, FailedAttempt> {
+        self.place(request, avoid, total, Placing::Queue).await.0
+    }
+
+    /// An attempt, and the place that was chosen for it.
+    async fn place(
+        &self,
+        request: Request<Body>,
+        avoid: &[usize],
+        total: Option<Duration>,
+        placing: Placing,
+    ) -> (Result<Response<Body>, FailedAttempt>, Option<usize>) {
         let (parts, body) = request.into_parts();
         let attempt = Attempt {
             fetch: Arc::new(FetchHead {
@@ -292,7 +316,8 @@ impl Rig {
             placing,
             placed: Placed::default(),
         };
-        self.routing.clone().call(attempt).await
+        let placed = attempt.placed.clone();
+        (self.routing.clone().call(attempt).await, placed.get())
     }
 
     async fn get(&self) -> Result<Response<Body>, FailedAttempt> {
@@ -433,9 +458,9 @@ async fn the_queue_is_bounded_and_leaving_it_makes_room() {
         ),
         (2, 2.0)
     );
-    let refused = rig.get().await.unwrap_err();
+    let (refused, place) = rig.place(page(), &[], None, Placing::Queue).await;
     assert_eq!(
-        (refused.failure.kind, refused.replica),
+        (refused.unwrap_err().failure.kind, place),
         (FailureKind::Overloaded, None)
     );
     drop(second);
@@ -485,7 +510,10 @@ async fn failures_in_a_row_put_a_replica_out_and_only_the_healthy_serve() {
         rig.fake.mood(0, mood);
         let mut failed = 0;
         for _ in 0..6 {
-            failed += usize::from(rig.get().await.is_err_and(|failed| failed.replica == Some(0)));
+            let (result, place) = rig
+                .place(page(), &[], Some(Duration::from_secs(5)), Placing::Queue)
+                .await;
+            failed += usize::from(result.is_err() && place == Some(0));
         }
         assert_eq!((failed, rig.healthy()), (3, vec![false, true]), "{mood:?}");
         assert_eq!(rig.status().replicas[0].consecutive_failures, 3);
@@ -562,7 +590,14 @@ async fn wrong_urls_and_probe_paths_are_refused_with_a_reason() {
     let metrics = RoutingMetrics::register(&prometheus::Registry::new()).unwrap();
     let build = |config: UpstreamConfig| {
         let upstreams = Upstreams::from([("api".to_owned(), config)]);
-        RoutingLayer::new(&upstreams, &BreakerConfig::default(), Clock::System, &metrics).err()
+        RoutingLayer::new(
+            &upstreams,
+            None,
+            &BreakerConfig::default(),
+            Clock::System,
+            &metrics,
+        )
+        .err()
     };
     let mut wrong = config(1, 0, 1, 1);
     wrong.replicas[0].url = "api:5001".into();

@@ -54,7 +54,10 @@ fn what_makes_no_sense_is_refused_with_its_place_and_bounds() {
         ("retry: {tries: 1}", "tries"),
         ("hedge: {budget: 0%}", "hedge.budget: must be from 0.1% to 50%"),
         ("hedge: {budget: 60%}", "hedge.budget: must be from 0.1% to 50%"),
-        ("hedge: {percentile: 100}", "hedge.percentile: must be from 50 to 99"),
+        (
+            "hedge: {percentile: 100}",
+            "hedge.percentile: must be from 50 to 99",
+        ),
         ("hedge: {delay: 1s}", "delay"),
     ] {
         let error = upstream(text).map(|_| ()).unwrap_err();
