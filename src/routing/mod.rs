@@ -3,9 +3,8 @@
 //! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by
 //! `probe` and by what requests meet), so does `breaker` (fed by how whole exchanges end, through `admission`),
 //! `place` says where it should go by zone and label, `gradient` finds how many slots a replica has where nobody says it,
-//! `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage
-//! knows replicas, not connections: those are the
-//! next stage's.
+//! `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh, `observed`
+//! has what is shown and decides nothing. The stage knows replicas, not connections: those are the next stage's.
 
 mod admission;
 pub mod balance;
@@ -19,6 +18,7 @@ pub mod health;
 mod lanes;
 mod members;
 mod metrics;
+mod observed;
 mod place;
 mod pool;
 mod probe;

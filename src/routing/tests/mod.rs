@@ -10,6 +10,7 @@ mod names;
 mod place;
 mod probes;
 mod score;
+mod shown;
 
 use std::io;
 use std::net::SocketAddr;
