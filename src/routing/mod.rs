@@ -20,5 +20,14 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+/// What the fuzz targets reach.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Reads a report of load.
+    pub fn report(bytes: &[u8]) {
+        let _ = super::health::orca::utilization(bytes);
+    }
+}
+
 pub use metrics::RoutingMetrics;
 pub use service::{Routing, RoutingLayer};

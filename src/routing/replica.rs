@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::admission::Door;
 use super::health::signals::Signals;
-use super::health::{Event, Health};
+use super::health::{Event, Health, orca};
 use super::metrics::ReplicaMetrics;
 use super::resolve::Resolve;
 use crate::types::endpoint::Endpoint;
@@ -90,6 +91,13 @@ impl Replica {
             }
         }
         changed
+    }
+
+    /// Takes what it says about its load off the head of an answer, and into account.
+    pub(super) fn take_report(&self, head: &mut HeaderMap, now: Instant) {
+        if let Some(share) = orca::take(head) {
+            self.signals.lock().resources.reported(share, now);
+        }
     }
 
     /// Looks the name up, unless somebody did after `since`. Keeps the old addresses when that fails.

@@ -227,6 +227,7 @@ where
         .dispatched(result.as_ref().err().map(|failure| failure.kind));
     match result {
         Ok(mut response) => {
+            replica.take_report(response.headers_mut(), clock.now().monotonic);
             pool.learn(place, Event::RequestOk);
             match response.status() {
                 // Of the server before the replica, or of one that is overloaded.

@@ -5,6 +5,8 @@
 //! is `score`'s matter, over what `signals` gathers.
 
 pub mod ewma;
+pub mod orca;
+pub mod resources;
 pub mod score;
 pub mod signals;
 

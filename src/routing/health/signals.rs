@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ewma::{PeakEwma, left};
+use super::resources::Resources;
 use super::score::Inputs;
 
 /// After this time, 63 % of the requests that were counted are forgotten.
@@ -23,6 +24,8 @@ pub struct Signals {
     errors: ErrorRate,
     probe: Option<bool>,
     back_since: Option<Instant>,
+    /// What was measured of it.
+    pub resources: Resources,
 }
 
 impl Signals {
@@ -44,11 +47,12 @@ impl Signals {
         self.probe = Some(well);
     }
 
-    /// The replica came back, or appeared: what was learnt before is forgotten, and it starts slowly.
+    /// The replica came back, or appeared: what was learnt from its answers is forgotten, and it starts slowly.
     pub fn came_back(&mut self, now: Instant) {
         *self = Self {
             back_since: Some(now),
             probe: self.probe,
+            resources: std::mem::take(&mut self.resources),
             ..Self::default()
         };
     }
@@ -58,6 +62,7 @@ impl Signals {
         let start =
             |since: Instant| now.saturating_duration_since(since).as_secs_f64() / SLOW_START.as_secs_f64();
         Inputs {
+            cpu: self.resources.cpu(now),
             errors: self.errors.rate(now),
             in_flight: Some(in_flight),
             slowness: self.slowness.value(now),
