@@ -5,6 +5,7 @@
 
 pub mod breaker;
 pub mod cache;
+pub mod expression;
 pub mod guard;
 pub mod listen;
 pub mod load;

@@ -8,6 +8,7 @@ pub mod ewma;
 pub mod orca;
 pub mod resources;
 pub mod score;
+pub mod scrape;
 pub mod signals;
 
 /// `x` from 0 to `most`; NaN is 0.
