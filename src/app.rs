@@ -15,7 +15,7 @@ use crate::stack;
 use crate::types::time::Clock;
 use crate::wire::{BindError, Wire, WireMetrics};
 
-/// How long the first clients wait for Redis to be connected to.
+/// How long the first clients wait for Redis to be connected to, and for replicas to be found.
 const WARM_UP: Duration = Duration::from_millis(500);
 
 /// Why the proxy could not start.
@@ -86,6 +86,7 @@ impl Edge {
         let (addresses, admin_address) = (wire.addresses(), admin.address());
         controls.spawn_background(&stop, &background);
         controls.cache.is_warm(WARM_UP).await;
+        controls.routing.is_found(WARM_UP).await;
         let parts = AdminParts {
             registry,
             config: config.redacted(),

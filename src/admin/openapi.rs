@@ -115,6 +115,9 @@ mod tests {
             "ReplicaStatus",
             ReplicaStatus {
                 url: String::new(),
+                zone: None,
+                labels: Default::default(),
+                leaving: false,
                 standby: false,
                 healthy: true,
                 in_flight: 0,

@@ -1,6 +1,7 @@
 //! `upstreams`: the servers behind the proxy, and how they are talked to.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ pub type Upstreams = BTreeMap<String, UpstreamConfig>;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamConfig {
-    /// The replicas; at least one.
+    /// The replicas; at least one, unless there is `discovery`.
     pub replicas: Vec<ReplicaConfig>,
     /// Tried when no replica is healthy, or when the only healthy one has just failed the request.
     pub standby: Vec<ReplicaConfig>,
@@ -28,8 +29,43 @@ pub struct UpstreamConfig {
     pub lanes: LanesConfig,
     /// Which replica is taken.
     pub balance: BalanceConfig,
-    /// Accepted, not active in this version: replicas found by name.
-    pub discovery: Option<serde_json::Value>,
+    /// Replicas that are found by name while the proxy runs, beside those of `replicas` or instead of them.
+    pub discovery: Option<DiscoveryConfig>,
+}
+
+/// Where replicas are found: one of `dns` and `srv`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiscoveryConfig {
+    /// `name:port`: every address of the name is a replica (A records; AAAA where there are none).
+    pub dns: Option<String>,
+    /// The name of SRV records, such as `_http._tcp.api.default.svc.cluster.local`: every target is a replica, and those
+    /// that do not have the lowest priority stand by.
+    pub srv: Option<String>,
+    /// The longest time from one reading to the next; a shorter TTL of the records counts, down to 1s. Default 5s.
+    pub refresh: Span,
+    /// Whether the replicas speak TLS. Default false. With `dns` their certificates must name their addresses.
+    pub tls: bool,
+    /// The DNS server to ask, `address:port`. Default: what `/etc/resolv.conf` says.
+    pub server: Option<SocketAddr>,
+    /// The zone of all that are found.
+    pub zone: Option<String>,
+    /// The labels of all that are found.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for DiscoveryConfig {
+    fn default() -> Self {
+        Self {
+            dns: None,
+            srv: None,
+            refresh: Span::secs(5),
+            tls: false,
+            server: None,
+            zone: None,
+            labels: BTreeMap::new(),
+        }
+    }
 }
 
 /// One server.

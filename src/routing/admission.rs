@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::breaker::{Breaker, BreakerState, Change, Ticket, Verdict};
 use super::metrics::BreakerMetrics;
 use super::pool::Pool;
+use super::replica::Replica;
 use crate::config::BreakerConfig;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -145,13 +146,13 @@ pub(super) fn verdict(failure: &Failure, waited: Duration) -> Verdict {
 /// The leave of one request to ask one replica.
 pub(super) struct Pass {
     pool: Arc<Pool>,
-    replica: usize,
+    replica: Arc<Replica>,
     /// Gone once it is settled.
     ticket: Option<Ticket>,
 }
 
 impl Pass {
-    pub(super) fn new(pool: Arc<Pool>, replica: usize, ticket: Ticket) -> Self {
+    pub(super) fn new(pool: Arc<Pool>, replica: Arc<Replica>, ticket: Ticket) -> Self {
         Self {
             pool,
             replica,
@@ -166,17 +167,14 @@ impl Pass {
 
     fn end(&mut self, verdict: Verdict) {
         if let Some(ticket) = self.ticket.take() {
-            self.pool.settle(self.replica, ticket, verdict);
+            self.pool.settle(&self.replica, ticket, verdict);
         }
     }
 
     /// Says how the exchange ends whose answer begins with the head of `response`, which was waited for so long:
     /// now, or with the last byte of the body.
     pub(super) fn follow(self, response: Response<Body>, waited: Duration) -> Response<Body> {
-        if self.pool.replicas[self.replica]
-            .door
-            .is_failure(response.status())
-        {
+        if self.replica.door.is_failure(response.status()) {
             self.settle(Verdict::Failure);
             return response;
         }

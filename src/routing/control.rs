@@ -3,19 +3,24 @@
 //! The administrative listener shows the snapshot; the program's start and end switch the background work.
 //! Requests do not come through here.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::Response;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 pub use super::breaker::BreakerState;
 pub use super::health::score::Parts;
-use super::pool::{LaneLoad, Pool};
-use super::probe;
-use crate::config::upstreams::HealthCheckConfig;
+use super::pool::{self, LaneLoad, Pool};
+use super::replica::{Blueprint, Replica};
+use super::{discovery, probe};
+use crate::config::upstreams::DiscoveryConfig;
 use crate::types::request::Dispatch;
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
@@ -24,7 +29,8 @@ use crate::types::{Body, Failure};
 #[derive(Clone)]
 pub struct RoutingControl {
     pub(super) pools: Arc<[Arc<Pool>]>,
-    pub(super) checks: Arc<[HealthCheckConfig]>,
+    pub(super) blueprints: Arc<[Blueprint]>,
+    pub(super) discoveries: Arc<[Option<DiscoveryConfig>]>,
     pub(super) clock: Clock,
 }
 
@@ -48,7 +54,7 @@ pub struct LaneStatus {
     pub lane: &'static str,
     /// Requests in flight.
     pub in_flight: usize,
-    /// Requests that may be in flight at one replica.
+    /// Requests that may be in flight, at all replicas that are not on standby.
     pub slots: usize,
     /// Requests that wait for a slot.
     pub queue: usize,
@@ -61,6 +67,12 @@ pub struct LaneStatus {
 pub struct ReplicaStatus {
     /// As configured.
     pub url: String,
+    /// Where it runs.
+    pub zone: Option<String>,
+    /// What it is good for.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it is no longer named and only ends what it has begun.
+    pub leaving: bool,
     /// Whether it serves only when no other can.
     pub standby: bool,
     /// Whether it is in use.
@@ -96,41 +108,80 @@ impl RoutingControl {
         S: Service<Dispatch, Response = Response<Body>, Error = Failure> + Clone + Send + Sync + 'static,
         S::Future: Send,
     {
-        for (pool, check) in self.pools.iter().zip(self.checks.iter()) {
+        let upstreams = self.pools.iter().zip(self.blueprints.iter());
+        for (index, (pool, blueprint)) in upstreams.enumerate() {
             let publishing = pool.clone().keep_publishing();
             tracker.spawn(token.clone().run_until_cancelled_owned(publishing));
-            for index in 0..pool.replicas.len() {
-                let probing = probe::probe(
-                    pool.clone(),
-                    index,
-                    check.clone(),
-                    upstream.clone(),
-                    self.clock.clone(),
-                );
-                tracker.spawn(token.clone().run_until_cancelled_owned(probing));
-                if !pool.replicas[index].endpoint.is_literal() {
-                    let looking = probe::keep_looking_up(pool.clone(), index, self.clock.clone());
-                    tracker.spawn(token.clone().run_until_cancelled_owned(looking));
+            let start = {
+                let (pool, check, clock) = (pool.clone(), blueprint.check.clone(), self.clock.clone());
+                let (upstream, token, tracker) = (upstream.clone(), token.clone(), tracker.clone());
+                move |replica: Arc<Replica>| {
+                    let ends = (token.clone(), replica.stop.clone());
+                    let run = |task| {
+                        let task = ends.1.clone().run_until_cancelled_owned(task);
+                        tracker.spawn(ends.0.clone().run_until_cancelled_owned(task));
+                    };
+                    let probing = probe::probe(
+                        pool.clone(),
+                        replica.clone(),
+                        check.clone(),
+                        upstream.clone(),
+                        clock.clone(),
+                    );
+                    run(probing.boxed());
+                    if !replica.endpoint.is_literal() {
+                        let looking = probe::keep_looking_up(replica.clone(), clock.clone());
+                        run(looking.boxed());
+                    }
                 }
+            };
+            for (_, replica) in pool.members.all() {
+                start(replica);
+            }
+            if let Some(config) = self.discoveries[index].clone() {
+                let (control, pool) = (self.clone(), pool.clone());
+                let searching = async move {
+                    let read = || discovery::dns::read(config.clone()).boxed();
+                    discovery::keep(&pool, &control.blueprints[index], &config, read, start).await;
+                };
+                tracker.spawn(token.clone().run_until_cancelled_owned(searching));
             }
         }
+    }
+
+    /// Returns once each upstream whose replicas are found by name has been searched for, or after `limit`.
+    pub async fn is_found(&self, limit: Duration) {
+        let all = async {
+            for (pool, _) in self
+                .pools
+                .iter()
+                .zip(self.discoveries.iter())
+                .filter(|(_, it)| it.is_some())
+            {
+                pool.is_searched().await;
+            }
+        };
+        let _ = timeout(limit, all).await;
     }
 }
 
 fn status(pool: &Arc<Pool>) -> UpstreamStatus {
     let (in_flight, lanes) = pool.load();
     let load_variance = pool.spread(&in_flight).variance;
-    let replicas = pool.replicas.iter().zip(in_flight).enumerate();
-    let replicas = replicas.map(|(place, (replica, in_flight))| {
-        pool.advance(place);
-        let score_parts = pool.score(place, in_flight);
+    let replicas = pool.members.all().map(|(place, replica)| {
+        pool.advance(&replica);
+        let in_flight = pool::at(&in_flight, place);
+        let score_parts = pool.score(&replica, in_flight);
         let (breaker, wait) = replica.door.state(pool.now());
         ReplicaStatus {
             url: replica.url.clone(),
+            zone: replica.zone.clone(),
+            labels: replica.labels.clone(),
+            leaving: replica.is_leaving(),
             standby: replica.standby,
             healthy: replica.is_healthy(),
             in_flight,
-            slots: pool.slots,
+            slots: replica.slots(),
             score: score_parts.score(),
             score_parts,
             consecutive_failures: replica.consecutive_failures(),
@@ -139,11 +190,13 @@ fn status(pool: &Arc<Pool>) -> UpstreamStatus {
             addresses: replica.endpoint.addresses().to_vec(),
         }
     });
+    let mut replicas: Vec<_> = replicas.collect();
+    replicas.sort_by_key(|replica| replica.standby);
     UpstreamStatus {
         name: pool.name.clone(),
         load_variance,
         lanes: lanes.into_iter().map(lane_status).collect(),
-        replicas: replicas.collect(),
+        replicas,
     }
 }
 

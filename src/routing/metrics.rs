@@ -169,6 +169,24 @@ impl RoutingMetrics {
         }
     }
 
+    /// Ends the series of a replica that is gone.
+    pub(super) fn forget(&self, upstream: &str, replica: &str) {
+        let labels = &[upstream, replica];
+        // An error says that there is none, which is what is wanted.
+        let _ = self.in_flight.remove_label_values(labels);
+        let _ = self.healthy.remove_label_values(labels);
+        let _ = self.score.remove_label_values(labels);
+        let _ = self.breaker.remove_label_values(labels);
+        for result in RESULTS {
+            let _ = self.dispatches.remove_label_values(&[upstream, replica, result]);
+        }
+        for state in BreakerState::ALL {
+            let _ = self
+                .transitions
+                .remove_label_values(&[upstream, replica, state.as_str()]);
+        }
+    }
+
     pub(super) fn lanes(&self, upstream: &str) -> [LaneMetrics; Lane::ALL.len()] {
         Lane::ALL.map(|lane| {
             let labels = &[upstream, lane.as_str()];

@@ -2,15 +2,18 @@
 //!
 //! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by
 //! `probe` and by what requests meet), so does `breaker` (fed by how whole exchanges end, through `admission`),
-//! `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
+//! `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
 //! next stage's.
 
 mod admission;
 pub mod balance;
 mod breaker;
 pub mod control;
+mod discovery;
+mod fit;
 pub mod health;
 mod lanes;
+mod members;
 mod metrics;
 mod pool;
 mod probe;

@@ -10,17 +10,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus::Gauge;
 use smallvec::SmallVec;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::admission::Pass;
 use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
+use super::fit::{fit, refusal};
 use super::health::Event;
 use super::health::ewma::Usual;
 use super::health::score::Parts;
 use super::lanes::{self, Lanes};
+use super::members::Members;
 use super::metrics::LaneMetrics;
 use super::replica::Replica;
 use crate::config::upstreams::LanesConfig;
@@ -39,18 +41,17 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 /// The replicas of one upstream.
 pub(super) struct Pool {
     pub(super) name: String,
-    /// Standby replicas come last.
-    pub(super) replicas: Vec<Replica>,
-    /// Requests that one replica may have in flight.
-    pub(super) slots: usize,
-    /// Of those, the most that are of one lane.
-    lane_slots: [usize; LANES],
+    pub(super) members: Members,
+    /// The most of a replica's slots that a lane has, of one.
+    limits: [f64; LANES],
     /// What a lane has a right to, of one.
     shares: [f64; LANES],
     metrics: [LaneMetrics; LANES],
     variance_metric: Gauge,
     /// Wakes those who wait for an answer when a replica went out or came back.
     health_changed: Notify,
+    /// Has a permit once its replicas have been searched for.
+    searched: Semaphore,
     clock: Clock,
     /// What answers usually take here, for the scores.
     usual: Mutex<Usual>,
@@ -78,7 +79,7 @@ pub(super) type Admitted = (Taken, Pass);
 
 /// What a request that wants a replica gets.
 enum Choice {
-    Replica(usize, Ticket),
+    Replica(Arc<Replica>, Ticket),
     /// Every replica that may serve is busy.
     Wait,
     /// No replica may serve.
@@ -88,7 +89,7 @@ enum Choice {
 /// Somebody who need not wait any longer.
 struct Served {
     hand: oneshot::Sender<Result<Admitted, Failure>>,
-    outcome: Result<(usize, Ticket), Failure>,
+    outcome: Result<(Arc<Replica>, Ticket), Failure>,
     lane: Lane,
 }
 
@@ -99,22 +100,21 @@ pub(super) struct LaneLoad {
     pub(super) in_flight: usize,
     pub(super) queue: usize,
     pub(super) longest_queue: usize,
-    /// The most that it has of a replica.
+    /// The most that it may have.
     pub(super) slots: usize,
 }
 
 /// A slot that is taken; dropping it gives it to the next in line.
 pub(super) struct Taken {
     pool: Arc<Pool>,
-    pub(super) replica: usize,
+    pub(super) replica: Arc<Replica>,
     lane: Lane,
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
-        state.slots.in_flight[self.replica][self.lane as usize] -= 1;
-        self.pool.publish_in_flight(&state.slots, self.replica);
+        state.slots.add(&self.replica, self.lane, -1);
         drop(state);
         self.pool.serve_queue();
     }
@@ -123,33 +123,52 @@ impl Drop for Taken {
 impl Pool {
     pub(super) fn new(
         name: String,
-        replicas: Vec<Replica>,
-        slots: usize,
         (lanes, queue_limit): (&LanesConfig, usize),
         (metrics, variance_metric): ([LaneMetrics; LANES], Gauge),
         policy: Box<dyn Balance>,
         clock: Clock,
     ) -> Self {
-        let lane_slots = |lane| ((slots as f64 * lanes.of(lane).limit.0) as usize).clamp(1, slots);
         Self {
             name,
-            slots,
-            lane_slots: Lane::ALL.map(lane_slots),
+            members: Members::default(),
+            limits: Lane::ALL.map(|lane| lanes.of(lane).limit.0),
             shares: Lane::ALL.map(|lane| lanes.of(lane).share.0),
             metrics,
             variance_metric,
             health_changed: Notify::new(),
+            searched: Semaphore::new(0),
             clock,
             usual: Mutex::default(),
             state: Mutex::new(State {
                 slots: Slots {
-                    in_flight: vec![[0; LANES]; replicas.len()],
+                    in_flight: Vec::new(),
                     policy,
                 },
                 lanes: Lanes::new(queue_limit),
             }),
-            replicas,
         }
+    }
+
+    /// Takes `replica` in.
+    pub(super) fn join(self: &Arc<Self>, replica: Arc<Replica>) {
+        {
+            // Under the lock, so that the place is counted before it can be chosen.
+            let mut state = self.state.lock();
+            let places = state.slots.in_flight.len().max(replica.place() + 1);
+            state.slots.in_flight.resize(places, [0; LANES]);
+            self.members.join(replica);
+        }
+        self.reconsider();
+    }
+
+    /// Frees the place of a replica that leaves once nothing is in flight there. True when it is free.
+    pub(super) fn free(&self, replica: &Replica) -> bool {
+        let state = self.state.lock();
+        let idle = state.slots.in_flight[replica.place()].iter().sum::<usize>() == 0;
+        if idle {
+            self.members.free(replica.place());
+        }
+        idle
     }
 
     /// Takes a slot of a replica outside `avoid` for `fetch`, waiting for one until `limit`.
@@ -219,10 +238,10 @@ impl Pool {
     }
 
     /// Takes what was learnt about a replica into account.
-    pub(super) fn learn(self: &Arc<Self>, replica: usize, event: Event) {
-        if self.replicas[replica].learn(event) {
-            if self.replicas[replica].is_healthy() {
-                self.replicas[replica].signals.lock().came_back(self.now());
+    pub(super) fn learn(self: &Arc<Self>, replica: &Replica, event: Event) {
+        if replica.learn(event) {
+            if replica.is_healthy() {
+                replica.signals.lock().came_back(self.now());
             }
             self.reconsider();
         }
@@ -231,23 +250,35 @@ impl Pool {
     }
 
     /// Lets trials in to a replica whose time has come.
-    pub(super) fn advance(self: &Arc<Self>, replica: usize) {
-        if self.replicas[replica].door.advance(self.now()) {
+    pub(super) fn advance(self: &Arc<Self>, replica: &Replica) {
+        if replica.door.advance(self.now()) {
             self.reconsider();
         }
     }
 
     /// Takes into account how a request that was let in to a replica ended.
-    pub(super) fn settle(self: &Arc<Self>, replica: usize, ticket: Ticket, verdict: Verdict) {
-        if self.replicas[replica].door.settle(ticket, verdict, self.now()) {
+    pub(super) fn settle(self: &Arc<Self>, replica: &Replica, ticket: Ticket, verdict: Verdict) {
+        if replica.door.settle(ticket, verdict, self.now()) {
             self.reconsider();
         }
     }
 
     /// Another set of replicas may serve now.
-    fn reconsider(self: &Arc<Self>) {
+    pub(super) fn reconsider(self: &Arc<Self>) {
         self.serve_queue();
         self.health_changed.notify_waiters();
+    }
+
+    /// Its replicas have been searched for, with or without success.
+    pub(super) fn searched(&self) {
+        if self.searched.available_permits() == 0 {
+            self.searched.add_permits(1);
+        }
+    }
+
+    /// Returns once its replicas have been searched for.
+    pub(super) async fn is_searched(&self) {
+        let _ = self.searched.acquire().await;
     }
 
     pub(super) fn now(&self) -> Instant {
@@ -255,47 +286,36 @@ impl Pool {
     }
 
     /// Takes an answer of `replica` after `time` into account for its score.
-    pub(super) fn answered(&self, replica: usize, class: RouteClass, time: Duration) {
+    pub(super) fn answered(&self, replica: &Replica, class: RouteClass, time: Duration) {
         let ratio = self.usual.lock().ratio(class, time);
-        let now = self.now();
-        self.replicas[replica].signals.lock().answered(ratio, now);
+        replica.signals.lock().answered(ratio, self.now());
     }
 
     /// Takes a failure that `replica` is to blame for into account for its score.
-    pub(super) fn failed(&self, replica: usize) {
-        let now = self.now();
-        self.replicas[replica].signals.lock().failed(now);
-    }
-
-    /// The share of its slots that `replica` has in use with `in_flight` requests.
-    pub(super) fn share(&self, in_flight: usize) -> f64 {
-        in_flight as f64 / self.slots as f64
+    pub(super) fn failed(&self, replica: &Replica) {
+        replica.signals.lock().failed(self.now());
     }
 
     /// What the score of `replica` is made of with `in_flight` requests.
-    pub(super) fn score(&self, replica: usize, in_flight: usize) -> Parts {
-        let now = self.now();
-        let signals = self.replicas[replica].signals.lock();
-        Parts::of(&signals.inputs(self.share(in_flight), now))
+    pub(super) fn score(&self, replica: &Replica, in_flight: usize) -> Parts {
+        let signals = replica.signals.lock();
+        Parts::of(&signals.inputs(replica.share(in_flight), self.now()))
     }
 
-    /// How evenly the replicas that are not on standby are loaded, by requests in flight.
+    /// How evenly the replicas that are not on standby are loaded, by requests in flight at each place.
     pub(super) fn spread(&self, in_flight: &[usize]) -> Spread {
-        let serving = self
-            .replicas
-            .iter()
-            .zip(in_flight)
-            .filter(|(replica, _)| !replica.standby);
-        Spread::of(serving.map(|(_, in_flight)| 100.0 * self.share(*in_flight)))
+        let members = self.members.all();
+        let serving = members.filter(|(_, replica)| !replica.standby && !replica.is_leaving());
+        Spread::of(serving.map(|(place, replica)| 100.0 * replica.share(at(in_flight, place))))
     }
 
     /// Shows scores and spread as metrics, for ever.
     pub(super) async fn keep_publishing(self: Arc<Self>) {
         loop {
             let (in_flight, _) = self.load();
-            for (replica, in_flight) in in_flight.iter().enumerate() {
-                let score = self.score(replica, *in_flight).score();
-                self.replicas[replica].metrics.score.set(score);
+            for (place, replica) in self.members.all() {
+                let score = self.score(&replica, at(&in_flight, place)).score();
+                replica.metrics.score.set(score);
             }
             self.variance_metric.set(self.spread(&in_flight).variance);
             sleep(PUBLISH_INTERVAL).await;
@@ -303,13 +323,20 @@ impl Pool {
     }
 
     /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.
-    pub(super) async fn better_elsewhere(&self, replica: usize, avoid: &Avoid) {
+    pub(super) async fn better_elsewhere(&self, replica: &Replica, avoid: &Avoid) {
         loop {
             // Before the look at the replicas, so that no change is missed.
             let changed = self.health_changed.notified();
-            let mut others = self.replicas.iter().enumerate();
-            if !self.replicas[replica].is_healthy()
-                && others.any(|(other, it)| it.is_healthy() && it.door.is_closed() && !avoid.contains(&other))
+            let serves = |other: &Replica| {
+                other.is_healthy()
+                    && !other.is_leaving()
+                    && other.door.is_closed()
+                    && !avoid.contains(&other.place())
+            };
+            if !replica.is_healthy()
+                && self
+                    .members
+                    .with(|all| all.iter().flatten().any(|other| serves(other)))
             {
                 return;
             }
@@ -317,18 +344,25 @@ impl Pool {
         }
     }
 
-    /// Requests in flight by replica, and how each lane stands.
+    /// Requests in flight by place, and how each lane stands.
     pub(super) fn load(&self) -> (Vec<usize>, [LaneLoad; LANES]) {
         let state = self.state.lock();
-        let by_replica = state.slots.in_flight.iter().map(|lanes| lanes.iter().sum());
+        let by_place = state.slots.in_flight.iter().map(|lanes| lanes.iter().sum());
+        let slots = |lane| {
+            let members = self
+                .members
+                .all()
+                .filter(|(_, replica)| !replica.standby && !replica.is_leaving());
+            members.map(|(_, replica)| self.lane_slots(&replica, lane)).sum()
+        };
         let lane = |lane| LaneLoad {
             lane,
             in_flight: state.slots.of(lane),
             queue: state.lanes.length(lane),
             longest_queue: state.lanes.longest(lane),
-            slots: self.lane_slots[lane as usize],
+            slots: slots(lane),
         };
-        (by_replica.collect(), Lane::ALL.map(lane))
+        (by_place.collect(), Lane::ALL.map(lane))
     }
 
     /// Hands free slots to those who wait.
@@ -379,10 +413,10 @@ impl Pool {
         })
     }
 
-    fn hand(self: &Arc<Self>, replica: usize, ticket: Ticket, lane: Lane) -> Admitted {
+    fn hand(self: &Arc<Self>, replica: Arc<Replica>, ticket: Ticket, lane: Lane) -> Admitted {
         let taken = Taken {
             pool: self.clone(),
-            replica,
+            replica: replica.clone(),
             lane,
         };
         (taken, Pass::new(self.clone(), replica, ticket))
@@ -392,92 +426,53 @@ impl Pool {
     fn choose(&self, slots: &mut Slots, lane: Lane, avoid: &Avoid) -> Choice {
         let now = self.now();
         let by_score = slots.policy.by_score();
-        loop {
-            let mut fit = self.fit(avoid, now).peekable();
-            if fit.peek().is_none() {
-                return Choice::Refused(self.refusal(now));
+        self.members.with(|members| {
+            loop {
+                let fit = fit(members, avoid, now);
+                if fit.is_empty() {
+                    return Choice::Refused(refusal(members, now));
+                }
+                let free = fit
+                    .into_iter()
+                    .filter(|replica| self.has_slot(replica, slots, lane));
+                let candidates: SmallVec<[Candidate; 16]> = free
+                    .map(|replica| {
+                        let in_flight = slots.at(replica);
+                        Candidate {
+                            replica: replica.place(),
+                            score: if by_score {
+                                self.score(replica, in_flight).score()
+                            } else {
+                                1.0
+                            },
+                            in_flight,
+                            slots: replica.slots(),
+                        }
+                    })
+                    .collect();
+                let chosen = slots.policy.choose(&candidates);
+                let Some(replica) = chosen.and_then(|place| members[place].as_ref()) else {
+                    return Choice::Wait;
+                };
+                // It may have opened since it was found fit.
+                if let Some(ticket) = replica.door.enter(now) {
+                    slots.add(replica, lane, 1);
+                    return Choice::Replica(replica.clone(), ticket);
+                }
             }
-            let candidates: SmallVec<[Candidate; 16]> = fit
-                .filter(|replica| self.has_slot(&slots.in_flight[*replica], lane))
-                .map(|replica| {
-                    let in_flight = slots.in_flight[replica].iter().sum();
-                    Candidate {
-                        replica,
-                        score: if by_score {
-                            self.score(replica, in_flight).score()
-                        } else {
-                            1.0
-                        },
-                        in_flight,
-                        slots: self.slots,
-                    }
-                })
-                .collect();
-            let Some(replica) = slots.policy.choose(&candidates) else {
-                return Choice::Wait;
-            };
-            // It may have opened since it was found fit.
-            if let Some(ticket) = self.replicas[replica].door.enter(now) {
-                slots.in_flight[replica][lane as usize] += 1;
-                self.publish_in_flight(slots, replica);
-                return Choice::Replica(replica, ticket);
-            }
-        }
+        })
     }
 
-    /// Whether a replica with so many in flight has room for one more of `lane`.
-    fn has_slot(&self, in_flight: &[usize; LANES], lane: Lane) -> bool {
-        in_flight.iter().sum::<usize>() < self.slots
-            && in_flight[lane as usize] < self.lane_slots[lane as usize]
+    /// Whether `replica` has room for one more of `lane`.
+    fn has_slot(&self, replica: &Replica, slots: &Slots, lane: Lane) -> bool {
+        slots.at(replica) < replica.slots()
+            && slots.in_flight[replica.place()][lane as usize] < self.lane_slots(replica, lane)
     }
 
-    /// The replicas that may serve, busy or not: the healthy ones; else healthy standby replicas; else all,
-    /// because a request that fails is no worse than one that is refused. Replicas that failed this fetch
-    /// are left out as long as any other may serve. One whose breaker lets nobody in never serves.
-    fn fit<'a>(&'a self, avoid: &'a Avoid, now: Instant) -> impl Iterator<Item = usize> + 'a {
-        let admitting: SmallVec<[usize; 16]> = (0..self.replicas.len())
-            .filter(|replica| self.replicas[*replica].door.admits(now))
-            .collect();
-        let tier = move |tier: u8, replica: usize| {
-            let Replica { standby, .. } = self.replicas[replica];
-            let healthy = self.replicas[replica].is_healthy();
-            let fresh = !avoid.contains(&replica);
-            match tier {
-                0 => fresh && healthy && !standby,
-                1 => fresh && healthy && standby,
-                2 => fresh && !standby,
-                _ => !standby,
-            }
-        };
-        let first = (0..3)
-            .find(|t| admitting.iter().any(|r| tier(*t, *r)))
-            .unwrap_or(3);
-        admitting.into_iter().filter(move |r| tier(first, *r))
-    }
-
-    /// What is said when no replica lets anybody in: when the first one will.
-    fn refusal(&self, now: Instant) -> Failure {
-        let first = self
-            .replicas
-            .iter()
-            .filter(|replica| !replica.standby || replica.is_healthy())
-            .map(|replica| replica.door.state(now).1)
-            .min()
-            .unwrap_or_default();
-        // The next second: a client that comes too early is refused again.
-        let seconds = first.as_secs() + u64::from(first.subsec_nanos() > 0);
-        Failure {
-            retry_after: Some(u16::try_from(seconds.max(1)).unwrap_or(u16::MAX)),
-            ..Failure::new(
-                FailureKind::NoReplica,
-                "every replica of the upstream fails too often and is left alone for a while",
-            )
-        }
-    }
-
-    fn publish_in_flight(&self, slots: &Slots, replica: usize) {
-        let gauge = &self.replicas[replica].metrics.in_flight;
-        gauge.set(slots.in_flight[replica].iter().sum::<usize>() as i64);
+    /// The most of the slots of `replica` that `lane` has.
+    fn lane_slots(&self, replica: &Replica, lane: Lane) -> usize {
+        let slots = replica.slots();
+        ((slots as f64 * self.limits[lane as usize]) as usize).clamp(1, slots)
     }
 
     fn publish_queue(&self, state: &State, lane: Lane) {
@@ -492,6 +487,22 @@ impl Slots {
     fn of(&self, lane: Lane) -> usize {
         self.in_flight.iter().map(|lanes| lanes[lane as usize]).sum()
     }
+
+    /// Those in use of `replica`.
+    fn at(&self, replica: &Replica) -> usize {
+        self.in_flight[replica.place()].iter().sum()
+    }
+
+    fn add(&mut self, replica: &Replica, lane: Lane, more: isize) {
+        let lane = &mut self.in_flight[replica.place()][lane as usize];
+        *lane = lane.saturating_add_signed(more);
+        replica.metrics.in_flight.set(self.at(replica) as i64);
+    }
+}
+
+/// Requests in flight at `place`, of which there may be more than when they were counted.
+pub(super) fn at(in_flight: &[usize], place: usize) -> usize {
+    in_flight.get(place).copied().unwrap_or_default()
 }
 
 fn too_many() -> Failure {

@@ -38,7 +38,7 @@ const PROBE_BODY: usize = 64 * 1024;
 /// Probes one replica for ever.
 pub(super) async fn probe<S>(
     pool: Arc<Pool>,
-    replica: usize,
+    probed: Arc<Replica>,
     check: HealthCheckConfig,
     service: S,
     clock: Clock,
@@ -47,10 +47,10 @@ pub(super) async fn probe<S>(
     S::Future: Send,
 {
     // Not all replicas, and not all proxies, at the same moment.
-    let spread = ahash::RandomState::new().hash_one(replica) % check.interval.0.as_millis().max(1) as u64;
+    let spread =
+        ahash::RandomState::new().hash_one(probed.place()) % check.interval.0.as_millis().max(1) as u64;
     let mut pause = Duration::from_millis(spread);
     let mut started = clock.now().monotonic;
-    let probed = &pool.replicas[replica];
     loop {
         tokio::select! {
             () = sleep_until(started + pause) => {}
@@ -59,10 +59,10 @@ pub(super) async fn probe<S>(
         // Bounded, because requests that are answered meanwhile keep a replica in whose probes all fail.
         for _ in 0..check.unhealthy_after.max(1) {
             started = clock.now().monotonic;
-            let answer = ask(probed, &check, service.clone(), &clock).await;
+            let answer = ask(&probed, &check, service.clone(), &clock).await;
             probed.signals.lock().probed(answer.is_ok());
             pool.learn(
-                replica,
+                &probed,
                 match answer {
                     Ok(()) => Event::ProbeOk,
                     Err(_) => Event::ProbeFailed,
@@ -162,10 +162,10 @@ fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Opti
 }
 
 /// Looks the name of one replica up for ever.
-pub(super) async fn keep_looking_up(pool: Arc<Pool>, replica: usize, clock: Clock) {
+pub(super) async fn keep_looking_up(replica: Arc<Replica>, clock: Clock) {
     loop {
         let now = clock.now().monotonic;
-        pool.replicas[replica].look_up(now, None, &clock).await;
+        replica.look_up(now, None, &clock).await;
         sleep(LOOKUP_INTERVAL).await;
     }
 }

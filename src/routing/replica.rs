@@ -1,32 +1,92 @@
 //! One replica: where it is and how it fares.
 //!
 //! Its addresses are in the endpoint that the next stage sees as well; its health is judged in `health` and
-//! fed from `service` and `probe`.
+//! fed from `service` and `probe`. [`Blueprint`] is what all replicas of an upstream have in common.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::admission::Door;
 use super::health::signals::Signals;
 use super::health::{Event, Health, orca};
-use super::metrics::ReplicaMetrics;
+use super::metrics::{ReplicaMetrics, RoutingMetrics};
 use super::resolve::Resolve;
+use crate::config::BreakerConfig;
+use crate::config::upstreams::{HealthCheckConfig, ReplicaConfig};
 use crate::types::endpoint::Endpoint;
+use crate::types::request::UpstreamId;
 use crate::types::time::Clock;
 
 /// A look-up is given up after this.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(1);
 
+/// How the replicas of an upstream are made.
+pub(super) struct Blueprint {
+    pub(super) upstream: UpstreamId,
+    /// The upstream's name in metrics.
+    pub(super) name: String,
+    pub(super) breaker: BreakerConfig,
+    pub(super) check: HealthCheckConfig,
+    /// Requests that a replica may have in flight.
+    pub(super) slots: usize,
+    pub(super) resolver: Arc<dyn Resolve>,
+    pub(super) metrics: RoutingMetrics,
+}
+
+impl Blueprint {
+    /// A replica at `place`.
+    ///
+    /// # Errors
+    /// When its URL cannot be read.
+    pub(super) fn build(&self, from: &ReplicaConfig, place: usize, standby: bool) -> Result<Replica, String> {
+        let endpoint = Endpoint::parse(self.upstream, place, &from.url)?;
+        let authority = endpoint.authority();
+        let breaker = self.metrics.breaker(&self.name, &authority);
+        Ok(Replica {
+            url: from.url.clone(),
+            zone: from.zone.clone(),
+            labels: from.labels.clone(),
+            standby,
+            metrics: self.metrics.replica(&self.name, &authority),
+            door: Door::new(from.url.clone(), &self.breaker, breaker),
+            probe_soon: Notify::new(),
+            signals: Mutex::default(),
+            discovered: false,
+            slots: AtomicUsize::new(self.slots),
+            leaving: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            health: Mutex::new(Health::new(self.check.unhealthy_after, self.check.healthy_after)),
+            healthy: AtomicBool::new(true),
+            resolver: self.resolver.clone(),
+            looked_up: tokio::sync::Mutex::new(None),
+            endpoint: Arc::new(endpoint),
+        })
+    }
+
+    /// Takes the metrics of a replica that is gone away, so that their number stays bounded.
+    pub(super) fn forget(&self, replica: &Replica) {
+        self.metrics.forget(&self.name, &replica.endpoint.authority());
+    }
+}
+
 /// One replica of an upstream.
 pub(super) struct Replica {
     pub(super) url: String,
+    /// Where it runs.
+    pub(super) zone: Option<String>,
+    /// What it is good for.
+    pub(super) labels: BTreeMap<String, String>,
     pub(super) standby: bool,
+    /// Whether its name was found, rather than configured.
+    pub(super) discovered: bool,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) metrics: ReplicaMetrics,
     /// Lets requests in, or not, by how those before fared.
@@ -35,6 +95,11 @@ pub(super) struct Replica {
     pub(super) probe_soon: Notify,
     /// What its score is made of.
     pub(super) signals: Mutex<Signals>,
+    /// Ends what runs beside requests for it.
+    pub(super) stop: CancellationToken,
+    slots: AtomicUsize,
+    /// Whether it is no longer a member and only ends what it has begun.
+    leaving: AtomicBool,
     health: Mutex<Health>,
     /// The same as `health` says, to be read without its lock.
     healthy: AtomicBool,
@@ -44,28 +109,36 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(
-        url: String,
-        standby: bool,
-        endpoint: Endpoint,
-        health: Health,
-        resolver: Arc<dyn Resolve>,
-        metrics: ReplicaMetrics,
-        door: Door,
-    ) -> Self {
+    /// The same, as one whose name was found.
+    pub(super) fn found_by_name(self) -> Self {
         Self {
-            url,
-            standby,
-            endpoint: Arc::new(endpoint),
-            metrics,
-            door,
-            probe_soon: Notify::new(),
-            signals: Mutex::default(),
-            health: Mutex::new(health),
-            healthy: AtomicBool::new(true),
-            resolver,
-            looked_up: tokio::sync::Mutex::new(None),
+            discovered: true,
+            ..self
         }
+    }
+
+    /// Its place in the upstream.
+    pub(super) fn place(&self) -> usize {
+        self.endpoint.replica
+    }
+
+    /// Requests that it may have in flight.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.load(Ordering::Relaxed)
+    }
+
+    /// The share of its slots that `in_flight` requests are.
+    pub(super) fn share(&self, in_flight: usize) -> f64 {
+        in_flight as f64 / self.slots() as f64
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Says that it is a member, or no longer.
+    pub(super) fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Release);
     }
 
     pub(super) fn is_healthy(&self) -> bool {

@@ -16,17 +16,17 @@ use http::{Response, StatusCode};
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service};
 
-use super::admission::{Door, FAIR_CHANCE, verdict};
+use super::admission::{FAIR_CHANCE, verdict};
 use super::balance;
 use super::breaker::Verdict;
 use super::control::RoutingControl;
-use super::health::{Event, Health};
+use super::health::Event;
 use super::metrics::RoutingMetrics;
 use super::pool::Pool;
-use super::replica::Replica;
+use super::replica::{Blueprint, Replica};
 use super::resolve::{Resolve, SystemResolver};
 use crate::config::{BreakerConfig, Upstreams};
-use crate::types::endpoint::{Endpoint, Slot};
+use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
 use crate::types::request::{Attempt, Dispatch, FailedAttempt, UpstreamId};
 use crate::types::time::Clock;
@@ -69,7 +69,7 @@ impl RoutingLayer {
         metrics: &RoutingMetrics,
         resolver: &Arc<dyn Resolve>,
     ) -> Result<(Self, RoutingControl), String> {
-        let mut pools = Vec::new();
+        let (mut pools, mut blueprints) = (Vec::new(), Vec::new());
         for (index, (name, upstream)) in config.iter().enumerate() {
             let check = &upstream.health_check;
             if !check.path.starts_with('/') || check.path.parse::<http::Uri>().is_err() {
@@ -78,37 +78,36 @@ impl RoutingLayer {
                     check.path
                 ));
             }
-            let mut replicas = Vec::new();
-            for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
-                let endpoint = Endpoint::parse(UpstreamId(index), place, &from.url)?;
-                let authority = endpoint.authority();
-                let door = Door::new(from.url.clone(), breaker, metrics.breaker(name, &authority));
-                replicas.push(Replica::new(
-                    from.url.clone(),
-                    place >= upstream.replicas.len(),
-                    endpoint,
-                    Health::new(check.unhealthy_after, check.healthy_after),
-                    resolver.clone(),
-                    metrics.replica(name, &authority),
-                    door,
-                ));
-            }
-            pools.push(Arc::new(Pool::new(
+            let pool = Arc::new(Pool::new(
                 name.clone(),
-                replicas,
-                upstream.connections.usable(),
                 (&upstream.lanes, upstream.connections.queue),
                 (metrics.lanes(name), metrics.load_variance(name)),
                 balance::build(upstream.balance.policy, ahash::RandomState::new().hash_one(index)),
                 clock.clone(),
-            )));
+            ));
+            let blueprint = Blueprint {
+                upstream: UpstreamId(index),
+                name: name.clone(),
+                breaker: breaker.clone(),
+                check: check.clone(),
+                slots: upstream.connections.usable(),
+                resolver: resolver.clone(),
+                metrics: metrics.clone(),
+            };
+            for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
+                let standby = place >= upstream.replicas.len();
+                pool.join(Arc::new(blueprint.build(from, place, standby)?));
+            }
+            pools.push(pool);
+            blueprints.push(blueprint);
         }
         let pools: Arc<[Arc<Pool>]> = pools.into();
         let control = RoutingControl {
             pools: pools.clone(),
-            checks: config
+            blueprints: blueprints.into(),
+            discoveries: config
                 .values()
-                .map(|upstream| upstream.health_check.clone())
+                .map(|upstream| upstream.discovery.clone())
                 .collect(),
             clock: clock.clone(),
         };
@@ -156,13 +155,7 @@ where
         let clock = self.clock.clone();
         Box::pin(async move {
             let pool = pool
-                .filter(|pool| pool.replicas.iter().any(|replica| !replica.standby))
-                .ok_or_else(|| {
-                    nowhere(Failure::new(
-                        FailureKind::NoReplica,
-                        "the upstream has no replicas",
-                    ))
-                })?;
+                .ok_or_else(|| nowhere(Failure::new(FailureKind::NoReplica, "there is no such upstream")))?;
             route(inner, &pool, attempt, &clock).await
         })
     }
@@ -192,8 +185,8 @@ where
         .take(&attempt.fetch, &attempt.avoid, limit)
         .await
         .map_err(nowhere)?;
-    let place = taken.replica;
-    let replica = &pool.replicas[place];
+    let replica = &taken.replica.clone();
+    let place = replica.place();
     let started = clock.now().monotonic;
     if replica.endpoint.addresses().is_empty() {
         replica.look_up(started, deadline, clock).await;
@@ -208,7 +201,7 @@ where
         biased;
         result = exchange => result,
         never = suspect(replica, started, deadline) => match never {},
-        () = can_be_ended(pool, place, &attempt) => {
+        () = can_be_ended(pool, replica, &attempt) => {
             replica.metrics.ended();
             // Not held against the replica, nor by its breaker: the probes that put it out have said it already.
             return Err(FailedAttempt {
@@ -228,13 +221,13 @@ where
     match result {
         Ok(mut response) => {
             replica.take_report(response.headers_mut(), clock.now().monotonic);
-            pool.learn(place, Event::RequestOk);
+            pool.learn(replica, Event::RequestOk);
             match response.status() {
                 // Of the server before the replica, or of one that is overloaded.
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-                    pool.failed(place);
+                    pool.failed(replica);
                 }
-                _ => pool.answered(place, attempt.fetch.class, clock.now().monotonic - started),
+                _ => pool.answered(replica, attempt.fetch.class, clock.now().monotonic - started),
             }
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
@@ -244,8 +237,8 @@ where
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
             if verdict == Verdict::Failure {
-                pool.learn(place, Event::RequestFailed);
-                pool.failed(place);
+                pool.learn(replica, Event::RequestFailed);
+                pool.failed(replica);
                 replica.probe_soon.notify_one();
             }
             if matches!(
@@ -273,11 +266,11 @@ async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>)
     pending().await
 }
 
-/// Returns once the exchange of `attempt` with replica `place` is better ended: the replica is unhealthy,
+/// Returns once the exchange of `attempt` with `replica` is better ended: the replica is unhealthy,
 /// another can serve, and to ask twice does no harm (RFC 9110 section 9.2.1) and is possible.
-async fn can_be_ended(pool: &Pool, place: usize, attempt: &Attempt) {
+async fn can_be_ended(pool: &Pool, replica: &Replica, attempt: &Attempt) {
     if attempt.fetch.is_safe() {
-        pool.better_elsewhere(place, &attempt.avoid).await;
+        pool.better_elsewhere(replica, &attempt.avoid).await;
         if attempt.body.is_available() {
             return;
         }

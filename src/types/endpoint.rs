@@ -108,6 +108,13 @@ impl Endpoint {
     }
 }
 
+/// The two parts of `host:port`; `None` when there is no port from 1 to 65535, or no host.
+pub fn split_port(name: &str) -> Option<(&str, u16)> {
+    let (host, port) = name.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    (!host.is_empty()).then_some((host, port))
+}
+
 /// The right to have one request in flight at a replica. Dropping it gives the right to the next in line.
 pub struct Slot(Box<dyn Send + Sync>);
 

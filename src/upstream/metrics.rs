@@ -41,6 +41,15 @@ impl UpstreamMetrics {
         Ok(Self { connections, stale })
     }
 
+    /// Ends the series of a replica that is gone.
+    pub(super) fn forget(&self, upstream: &str, replica: &str) {
+        // An error says that there is none, which is what is wanted.
+        for state in ["idle", "active"] {
+            let _ = self.connections.remove_label_values(&[upstream, replica, state]);
+        }
+        let _ = self.stale.remove_label_values(&[upstream, replica]);
+    }
+
     pub(super) fn replica(&self, upstream: &str, replica: &str) -> ReplicaMetrics {
         ReplicaMetrics {
             idle: self.connections.with_label_values(&[upstream, replica, "idle"]),

@@ -3,8 +3,7 @@
 //! Both together never exceed the slots of the replica: a stock dify-api gives a worker to every open
 //! connection, also to one that is silent.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,8 +18,8 @@ pub(super) struct Pool {
     state: Mutex<State>,
     usable: usize,
     idle_timeout: Duration,
-    /// Where they lead; known from the first request on.
-    endpoint: OnceLock<Arc<Endpoint>>,
+    /// Where they lead.
+    pub(super) endpoint: Arc<Endpoint>,
     pub(super) metrics: ReplicaMetrics,
 }
 
@@ -32,19 +31,23 @@ struct State {
 }
 
 impl Pool {
-    pub(super) fn new(usable: usize, idle_timeout: Duration, metrics: ReplicaMetrics) -> Self {
+    pub(super) fn new(
+        endpoint: Arc<Endpoint>,
+        usable: usize,
+        idle_timeout: Duration,
+        metrics: ReplicaMetrics,
+    ) -> Self {
         Self {
             state: Mutex::default(),
             usable,
             idle_timeout,
-            endpoint: OnceLock::new(),
+            endpoint,
             metrics,
         }
     }
 
     /// Counts one exchange from now until the lease is dropped.
-    pub(super) fn lease(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Lease {
-        self.endpoint.get_or_init(|| endpoint.clone());
+    pub(super) fn lease(self: &Arc<Self>) -> Lease {
         let mut state = self.state.lock();
         state.active += 1;
         self.publish(&state);
@@ -90,7 +93,7 @@ impl Pool {
     }
 
     fn tidy(&self, state: &mut State, now: Instant) {
-        let addresses: Arc<Vec<SocketAddr>> = self.endpoint.get().map(|e| e.addresses()).unwrap_or_default();
+        let addresses = self.endpoint.addresses();
         state.idle.retain(|(since, connection)| {
             !connection.is_closed()
                 && now.saturating_duration_since(*since) < self.idle_timeout

@@ -15,6 +15,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use parking_lot::RwLock;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,14 +46,83 @@ struct Inner {
     clock: Clock,
     connector: Connector,
     groups: Vec<Group>,
+    metrics: UpstreamMetrics,
     tunnels: TaskTracker,
 }
 
 /// What is kept for one configured upstream.
 struct Group {
+    name: String,
     connect: Duration,
-    /// By replica; standby replicas come last.
-    pools: Vec<Arc<Pool>>,
+    usable: usize,
+    idle_timeout: Duration,
+    /// By the replica's place.
+    pools: RwLock<Vec<Option<Arc<Pool>>>>,
+}
+
+impl Group {
+    /// The connections to `endpoint`. Another replica may have been in its place before.
+    fn pool(&self, endpoint: &Arc<Endpoint>, metrics: &UpstreamMetrics) -> Arc<Pool> {
+        let place = endpoint.replica;
+        let is_its = |pool: &&Arc<Pool>| Arc::ptr_eq(&pool.endpoint, endpoint);
+        if let Some(pool) = self
+            .pools
+            .read()
+            .get(place)
+            .and_then(Option::as_ref)
+            .filter(is_its)
+        {
+            return pool.clone();
+        }
+        let mut pools = self.pools.write();
+        if pools.len() <= place {
+            pools.resize_with(place + 1, || None);
+        }
+        if let Some(pool) = pools[place].as_ref().filter(is_its) {
+            return pool.clone();
+        }
+        self.forget(&mut pools, place, metrics);
+        let its_metrics = metrics.replica(&self.name, &endpoint.authority());
+        let pool = Arc::new(Pool::new(
+            endpoint.clone(),
+            self.usable,
+            self.idle_timeout,
+            its_metrics,
+        ));
+        pools[place] = Some(pool.clone());
+        pool
+    }
+
+    /// Closes what is at `place`, whose replica is gone.
+    fn forget(&self, pools: &mut [Option<Arc<Pool>>], place: usize, metrics: &UpstreamMetrics) {
+        let Some(pool) = pools[place].take() else { return };
+        let authority = pool.endpoint.authority();
+        // It may have come back in another place.
+        if !pools
+            .iter()
+            .flatten()
+            .any(|other| other.endpoint.authority() == authority)
+        {
+            metrics.forget(&self.name, &authority);
+        }
+    }
+
+    /// Closes connections that have been at rest too long, and all to replicas that are gone.
+    fn sweep(&self, now: Instant, metrics: &UpstreamMetrics) {
+        for pool in self.pools.read().iter().flatten() {
+            pool.sweep(now);
+        }
+        let is_gone = |pool: &Arc<Pool>| Arc::strong_count(&pool.endpoint) == 1;
+        if !self.pools.read().iter().flatten().any(is_gone) {
+            return;
+        }
+        let mut pools = self.pools.write();
+        for place in 0..pools.len() {
+            if pools[place].as_ref().is_some_and(is_gone) {
+                self.forget(&mut pools, place, metrics);
+            }
+        }
+    }
 }
 
 /// Why an exchange on one connection gave no answer.
@@ -73,10 +143,11 @@ impl Upstream {
         metrics: &UpstreamMetrics,
         tunnels: TaskTracker,
     ) -> Result<Self, String> {
-        let uses_tls = config
-            .values()
-            .flat_map(|upstream| upstream.replicas.iter().chain(&upstream.standby))
-            .any(|replica| replica.url.starts_with("https:"));
+        let uses_tls = config.values().any(|upstream| {
+            let mut replicas = upstream.replicas.iter().chain(&upstream.standby);
+            replicas.any(|replica| replica.url.starts_with("https:"))
+                || upstream.discovery.as_ref().is_some_and(|discovery| discovery.tls)
+        });
         let roots = uses_tls.then(native_roots).transpose()?;
         Self::with_roots(config, clock, metrics, tunnels, roots)
     }
@@ -91,24 +162,23 @@ impl Upstream {
     ) -> Result<Self, String> {
         let mut groups = Vec::new();
         for (index, (name, upstream)) in config.iter().enumerate() {
-            let mut pools = Vec::new();
-            for (replica, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
-                let endpoint = Endpoint::parse(UpstreamId(index), replica, &from.url)?;
-                pools.push(Arc::new(Pool::new(
-                    upstream.connections.usable(),
-                    upstream.connections.idle_timeout.0,
-                    metrics.replica(name, &endpoint.authority()),
-                )));
+            // Said now rather than at the first request.
+            for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
+                Endpoint::parse(UpstreamId(index), place, &from.url)?;
             }
             groups.push(Group {
+                name: name.clone(),
                 connect: upstream.timeouts.connect.0,
-                pools,
+                usable: upstream.connections.usable(),
+                idle_timeout: upstream.connections.idle_timeout.0,
+                pools: RwLock::default(),
             });
         }
         Ok(Self(Arc::new(Inner {
             connector: Connector::new(clock.clone(), roots)?,
             clock,
             groups,
+            metrics: metrics.clone(),
             tunnels,
         })))
     }
@@ -121,8 +191,8 @@ impl Upstream {
             loop {
                 ticks.tick().await;
                 let now = inner.clock.now().monotonic;
-                for pool in inner.groups.iter().flat_map(|group| &group.pools) {
-                    pool.sweep(now);
+                for group in &inner.groups {
+                    group.sweep(now, &inner.metrics);
                 }
             }
         }));
@@ -152,14 +222,11 @@ impl Inner {
             endpoint,
             slot,
         } = dispatch;
-        let found = self
-            .groups
-            .get(endpoint.upstream.0)
-            .and_then(|group| Some((group.connect, group.pools.get(endpoint.replica)?)));
-        let Some((connect_limit, pool)) = found else {
-            return Err(Failure::new(FailureKind::NoReplica, "no such replica"));
+        let Some(group) = self.groups.get(endpoint.upstream.0) else {
+            return Err(Failure::new(FailureKind::NoReplica, "no such upstream"));
         };
-        let lease = pool.lease(&endpoint);
+        let pool = group.pool(&endpoint, &self.metrics);
+        let lease = pool.lease();
         let upgrade = Upgrade::wanted(&fetch, &body);
 
         // An origin may close a connection at rest at any moment (gunicorn does after 2 s), and a request
@@ -183,7 +250,7 @@ impl Inner {
             None => {
                 pool.make_room();
                 let start = self.clock.now().monotonic;
-                let limit = earliest(Some(start + connect_limit), fetch.deadline).unwrap_or(start);
+                let limit = earliest(Some(start + group.connect), fetch.deadline).unwrap_or(start);
                 let connection = self.connector.connect(&endpoint, limit).await?;
                 connect_time = self.clock.now().monotonic.duration_since(start);
                 self.send(connection, &fetch, &body, upgrade.as_ref(), &endpoint)

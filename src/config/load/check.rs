@@ -5,6 +5,7 @@
 
 mod breaker;
 mod cache;
+mod discovery;
 mod guard;
 mod redis_url;
 
@@ -202,8 +203,14 @@ impl Check {
     }
 
     fn upstream(&mut self, at: &Path, upstream: &UpstreamConfig) {
-        if upstream.replicas.is_empty() {
-            self.say(at.join("replicas"), "at least one replica is needed");
+        if upstream.replicas.is_empty() && upstream.discovery.is_none() {
+            self.say(
+                at.join("replicas"),
+                "at least one replica is needed, or a name under `discovery`",
+            );
+        }
+        if let Some(discovery) = &upstream.discovery {
+            self.discovery(&at.join("discovery"), discovery);
         }
         self.number(
             &at.join("replicas"),

@@ -22,9 +22,6 @@ impl Config {
 
         for (name, upstream) in &self.upstreams {
             let at = root.join("upstreams").join(name.as_str());
-            if upstream.discovery.is_some() {
-                say(at.join("discovery"), "only `replicas` are used");
-            }
             for (list, replicas) in [("replicas", &upstream.replicas), ("standby", &upstream.standby)] {
                 if replicas.iter().any(|r| r.zone.is_some() || !r.labels.is_empty()) {
                     say(at.join(list), "`zone` and `labels` do not change the balancing");

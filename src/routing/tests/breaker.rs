@@ -127,7 +127,7 @@ async fn a_standby_serves_while_the_others_are_open_unless_it_is_unhealthy() {
     rig.get().await.unwrap();
     assert_eq!(rig.fake.replicas(), [2]);
     for _ in 0..1_000 {
-        rig.control.pools[0].learn(2, super::super::health::Event::ProbeFailed);
+        rig.learn(2, Event::ProbeFailed);
     }
     assert_eq!(refusal(rig.read().await), Some(30));
     assert_eq!(rig.fake.replicas().len(), 0);
@@ -292,7 +292,7 @@ async fn a_read_is_not_ended_for_the_sake_of_a_replica_that_lets_nobody_in() {
     let mut read = Box::pin(rig.get());
     assert!(futures_util::poll!(&mut read).is_pending());
     for _ in 0..1_000 {
-        rig.control.pools[0].learn(0, super::super::health::Event::ProbeFailed);
+        rig.learn(0, Event::ProbeFailed);
     }
     assert_eq!(rig.healthy(), [false, true]);
     read.await.unwrap();

@@ -49,7 +49,7 @@ async fn probes_within(rig: &Rig, seconds: u64) -> usize {
 /// Puts `replica` out by failures.
 fn put_out(rig: &Rig, replica: usize) {
     for _ in 0..3 {
-        rig.control.pools[0].learn(replica, super::super::health::Event::ProbeFailed);
+        rig.learn(replica, Event::ProbeFailed);
     }
     assert!(!rig.healthy()[replica]);
 }
@@ -80,7 +80,7 @@ async fn a_replica_whose_probes_alone_fail_is_not_probed_without_end() {
     rig.fake.mood(0, Mood::Refuses);
     let good = async {
         loop {
-            rig.control.pools[0].learn(0, super::super::health::Event::RequestOk);
+            rig.learn(0, Event::RequestOk);
             sleep(Duration::from_millis(10)).await;
         }
     };
@@ -120,7 +120,7 @@ async fn many_requests_without_answer_call_no_more_than_one_probe_at_a_time() {
     rig.start();
     let suspicions = async {
         loop {
-            rig.control.pools[0].replicas[0].probe_soon.notify_one();
+            rig.replica(0).probe_soon.notify_one();
             sleep(Duration::from_millis(10)).await;
         }
     };
@@ -197,7 +197,7 @@ async fn a_read_is_left_waiting_until_a_replica_that_did_not_fail_it_can_serve()
     assert!(futures_util::poll!(&mut waiting).is_pending());
     let back = |replica| {
         for _ in 0..2 {
-            rig.control.pools[0].learn(replica, super::super::health::Event::ProbeOk);
+            rig.learn(replica, Event::ProbeOk);
         }
     };
     back(0);

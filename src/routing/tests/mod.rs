@@ -3,6 +3,7 @@
 //! [`Fake`] stands for the next stage, [`Names`] for the name service; time is paused, so hours pass at once.
 
 mod breaker;
+mod discovery;
 mod frozen;
 mod lanes;
 mod names;
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
+use super::health::Event;
+use super::replica::Replica;
 use super::resolve::{Lookup, Resolve};
 use super::*;
 use crate::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams};
@@ -293,6 +296,16 @@ impl Rig {
 
     async fn get(&self) -> Result<Response<Body>, FailedAttempt> {
         self.send("/", &[], Some(5)).await
+    }
+
+    fn replica(&self, place: usize) -> Arc<Replica> {
+        let mut members = self.control.pools[0].members.all();
+        members.find(|(at, _)| *at == place).unwrap().1
+    }
+
+    /// Something is learnt about the replica at `place`.
+    fn learn(&self, place: usize, event: Event) {
+        self.control.pools[0].learn(&self.replica(place), event);
     }
 
     fn status(&self) -> UpstreamStatus {

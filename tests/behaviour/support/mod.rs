@@ -5,6 +5,7 @@
 pub mod captures;
 pub mod child;
 pub mod client;
+pub mod dns;
 pub mod edge;
 pub mod fleet;
 pub mod http2;
