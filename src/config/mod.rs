@@ -11,6 +11,7 @@ pub mod listen;
 pub mod load;
 pub mod redis;
 pub mod routes;
+pub mod scrape;
 pub mod telemetry;
 pub mod upstreams;
 

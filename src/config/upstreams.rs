@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::scrape::ScrapeConfig;
 use crate::types::request::Lane;
 use crate::types::units::{Ratio, Span};
 
@@ -31,6 +32,8 @@ pub struct UpstreamConfig {
     pub balance: BalanceConfig,
     /// Replicas that are found by name while the proxy runs, beside those of `replicas` or instead of them.
     pub discovery: Option<DiscoveryConfig>,
+    /// Where the resources of each replica are measured; for `weighted_health`.
+    pub scrape: Option<ScrapeConfig>,
 }
 
 /// Where replicas are found: one of `dns` and `srv`.

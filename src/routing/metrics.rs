@@ -23,6 +23,7 @@ pub struct RoutingMetrics {
     dispatches: IntCounterVec,
     breaker: IntGaugeVec,
     transitions: IntCounterVec,
+    scrapes: IntCounterVec,
     score: GaugeVec,
     load_variance: GaugeVec,
 }
@@ -65,6 +66,9 @@ const RESULTS: [&str; 7] = [
     "replica_unhealthy",
 ];
 
+/// How a scrape ends.
+const SCRAPE_RESULTS: [&str; 2] = ["ok", "failed"];
+
 impl RoutingMetrics {
     /// Creates the metrics and enters them into `registry`.
     ///
@@ -106,6 +110,12 @@ impl RoutingMetrics {
             &["upstream", "replica", "to"],
         )?;
         registry.register(Box::new(transitions.clone()))?;
+        let scrapes = Opts::new(
+            "dify_edge_upstream_scrapes_total",
+            "Scrapes of a replica's resources, by how they ended.",
+        );
+        let scrapes = IntCounterVec::new(scrapes, &["upstream", "replica", "result"])?;
+        registry.register(Box::new(scrapes.clone()))?;
         let score = GaugeVec::new(
             Opts::new(
                 "dify_edge_upstream_score",
@@ -153,6 +163,7 @@ impl RoutingMetrics {
                 &replica,
             )?,
             transitions,
+            scrapes,
             score,
             load_variance,
         })
@@ -177,6 +188,9 @@ impl RoutingMetrics {
         let _ = self.healthy.remove_label_values(labels);
         let _ = self.score.remove_label_values(labels);
         let _ = self.breaker.remove_label_values(labels);
+        for result in SCRAPE_RESULTS {
+            let _ = self.scrapes.remove_label_values(&[upstream, replica, result]);
+        }
         for result in RESULTS {
             let _ = self.dispatches.remove_label_values(&[upstream, replica, result]);
         }
@@ -185,6 +199,11 @@ impl RoutingMetrics {
                 .transitions
                 .remove_label_values(&[upstream, replica, state.as_str()]);
         }
+    }
+
+    /// Counters of a replica's scrapes: those that worked, and the others.
+    pub(super) fn scrapes(&self, upstream: &str, replica: &str) -> [IntCounter; 2] {
+        SCRAPE_RESULTS.map(|result| self.scrapes.with_label_values(&[upstream, replica, result]))
     }
 
     pub(super) fn lanes(&self, upstream: &str) -> [LaneMetrics; Lane::ALL.len()] {

@@ -19,7 +19,9 @@ mod pool;
 mod probe;
 mod replica;
 mod resolve;
+mod scrape;
 mod service;
+mod tcp_state;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +31,14 @@ pub mod fuzzing {
     /// Reads a report of load.
     pub fn report(bytes: &[u8]) {
         let _ = super::health::orca::utilization(bytes);
+    }
+    /// Reads an expression, and metrics for it.
+    pub fn scrape(bytes: &[u8]) {
+        super::health::scrape::read_anything(bytes);
+    }
+    /// Reads what the kernel tells of connections.
+    pub fn tcp(bytes: &[u8]) {
+        super::health::tcp::read_anything(bytes);
     }
 }
 

@@ -20,6 +20,7 @@ use super::health::{Event, Health, orca};
 use super::metrics::{ReplicaMetrics, RoutingMetrics};
 use super::resolve::Resolve;
 use crate::config::BreakerConfig;
+use crate::config::scrape::ScrapeConfig;
 use crate::config::upstreams::{HealthCheckConfig, ReplicaConfig};
 use crate::types::endpoint::Endpoint;
 use crate::types::request::UpstreamId;
@@ -35,6 +36,7 @@ pub(super) struct Blueprint {
     pub(super) name: String,
     pub(super) breaker: BreakerConfig,
     pub(super) check: HealthCheckConfig,
+    pub(super) scrape: Option<ScrapeConfig>,
     /// Requests that a replica may have in flight.
     pub(super) slots: usize,
     pub(super) resolver: Arc<dyn Resolve>,

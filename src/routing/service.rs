@@ -90,6 +90,7 @@ impl RoutingLayer {
                 name: name.clone(),
                 breaker: breaker.clone(),
                 check: check.clone(),
+                scrape: upstream.scrape.clone(),
                 slots: upstream.connections.usable(),
                 resolver: resolver.clone(),
                 metrics: metrics.clone(),

@@ -30,6 +30,7 @@ mod invalidation;
 mod limits;
 mod memory;
 mod protocols;
+mod resources;
 mod secrets;
 mod shared_cache;
 mod shared_faults;

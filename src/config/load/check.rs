@@ -8,6 +8,7 @@ mod cache;
 mod discovery;
 mod guard;
 mod redis_url;
+mod scrape;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -211,6 +212,9 @@ impl Check {
         }
         if let Some(discovery) = &upstream.discovery {
             self.discovery(&at.join("discovery"), discovery);
+        }
+        if let Some(scrape) = &upstream.scrape {
+            self.scrape(&at.join("scrape"), scrape);
         }
         self.number(
             &at.join("replicas"),

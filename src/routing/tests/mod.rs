@@ -8,6 +8,7 @@ mod frozen;
 mod lanes;
 mod names;
 mod probes;
+mod resources;
 mod score;
 
 use std::io;

@@ -1,0 +1,26 @@
+//! What is measured of replicas, and that their scores say so.
+
+use std::net::{TcpListener, TcpStream};
+
+use super::*;
+
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn the_round_trip_of_the_connections_to_a_replica_counts_as_long_as_there_are_any() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut config = config(2, 0, 10, 10);
+    config.replicas[0] = replica(&format!("http://{address}"));
+    let rig = Rig::new(config);
+    let connection = TcpStream::connect(address).unwrap();
+    rig.start();
+    sleep(Duration::from_secs(1)).await;
+    let [near, unknown] = rig.status().replicas.try_into().unwrap();
+    // Some microseconds: next to nothing, but known.
+    assert!((0.99..1.0).contains(&near.score_parts.network), "{near:?}");
+    assert_eq!(near.score_parts.retransmits, 1.0);
+    assert_eq!(unknown.score_parts.network, 1.0);
+    drop(connection);
+    sleep(Duration::from_secs(21)).await;
+    assert_eq!(rig.status().replicas[0].score_parts.network, 1.0);
+}
