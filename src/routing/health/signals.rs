@@ -70,7 +70,6 @@ impl Signals {
             slowness: self.slowness.value(now),
             probe: self.probe,
             start: self.back_since.map(start),
-            ..Inputs::default()
         }
     }
 }

@@ -77,7 +77,7 @@ impl Scrapes {
     }
 }
 
-fn near(got: Result<f64, Absent>, expected: f64) {
+fn near(got: &Result<f64, Absent>, expected: f64) {
     assert!(
         got.as_ref().is_ok_and(|got| (got - expected).abs() < 1e-9),
         "{got:?} is not {expected}"
@@ -89,23 +89,23 @@ fn the_share_of_the_processors_is_found_with_node_exporter() {
     let mut scrapes = Scrapes::of(r#"1 - avg(rate(node_cpu_seconds_total{mode="idle"}))"#);
     assert_eq!(scrapes.next(NODE, &[1000.0, 2000.0], 5), Err(Absent::NotYet));
     // Of five seconds the one was idle for one and the other for half of one.
-    near(scrapes.next(NODE, &[1001.0, 2000.5], 5), 1.0 - 0.15);
-    near(scrapes.next(NODE, &[1011.0, 2010.5], 10), 0.0);
+    near(&scrapes.next(NODE, &[1001.0, 2000.5], 5), 1.0 - 0.15);
+    near(&scrapes.next(NODE, &[1011.0, 2010.5], 10), 0.0);
     // The machine started again: the counters begin at 0.
-    near(scrapes.next(NODE, &[2.0, 3.0], 5), 0.5);
+    near(&scrapes.next(NODE, &[2.0, 3.0], 5), 0.5);
 }
 
 #[test]
 fn the_share_of_a_container_is_found_with_cadvisor() {
     let mut scrapes = Scrapes::of(r#"sum(rate(container_cpu_usage_seconds_total{container="api"})) / 2"#);
     assert_eq!(scrapes.next(CADVISOR, &[10.0, 20.0], 1), Err(Absent::NotYet));
-    near(scrapes.next(CADVISOR, &[14.75, 24.75], 5), 0.95);
+    near(&scrapes.next(CADVISOR, &[14.75, 24.75], 5), 0.95);
 }
 
 #[test]
 fn a_round_trip_in_milliseconds_is_found_with_an_ebpf_exporter() {
     let mut scrapes = Scrapes::of(r#"ebpf_exporter_tcp_rtt_ms{peer="edge"} / 1000"#);
-    near(scrapes.next(EBPF, &[87.5], 1), 0.0875);
+    near(&scrapes.next(EBPF, &[87.5], 1), 0.0875);
     let mut several = Scrapes::of("ebpf_exporter_tcp_rtt_ms / 1000");
     assert_eq!(several.next(EBPF, &[87.5], 1), Err(Absent::Several(2)));
 }
@@ -147,11 +147,11 @@ fn every_function_and_sign_does_what_it_says() {
 fn a_series_that_appears_counts_from_its_second_scrape_and_a_broken_scrape_for_nothing() {
     let mut scrapes = Scrapes::of("sum(rate(c))");
     scrapes.next("c{x=\"1\"} 10\n", &[], 1).unwrap_err();
-    near(scrapes.next("c{x=\"1\"} 12\nc{x=\"2\"} 1000\n", &[], 1), 2.0);
-    near(scrapes.next("c{x=\"1\"} 12\nc{x=\"2\"} 1001\n", &[], 1), 1.0);
+    near(&scrapes.next("c{x=\"1\"} 12\nc{x=\"2\"} 1000\n", &[], 1), 2.0);
+    near(&scrapes.next("c{x=\"1\"} 12\nc{x=\"2\"} 1001\n", &[], 1), 1.0);
     scrapes.watched.see(&Sample::read("c{x=\"3\"} 5").unwrap());
     scrapes.watched.forget();
-    near(scrapes.next("c{x=\"2\"} 1004\n", &[], 1), 3.0);
+    near(&scrapes.next("c{x=\"2\"} 1004\n", &[], 1), 3.0);
     assert_eq!(scrapes.next("", &[], 1), Err(Absent::NoSeries("c".into())));
     assert_eq!(scrapes.next("c 1\n", &[], 1), Err(Absent::NotYet));
 }
@@ -165,7 +165,7 @@ fn more_series_than_are_kept_are_no_value() {
             .collect::<String>()
     };
     assert_eq!(scrapes.next(&text(MOST_SERIES + 1), &[], 1), Err(Absent::TooMany));
-    near(scrapes.next(&text(MOST_SERIES), &[], 1), MOST_SERIES as f64);
+    near(&scrapes.next(&text(MOST_SERIES), &[], 1), MOST_SERIES as f64);
 }
 
 proptest! {
