@@ -10,7 +10,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let replica = ReplicaConfig { url: "http://127.0.0.1:5001".into(), zone: None, labels: Default::default() };
+//! let replica = ReplicaConfig { url: "http://127.0.0.1:5001".into(), ..ReplicaConfig::default() };
 //! let mut config = Config::default();
 //! config.listen = vec![ListenConfig { address: "127.0.0.1:0".parse()?, tls: None }];
 //! config.admin.address = "127.0.0.1:0".parse()?;

@@ -92,8 +92,7 @@ fn path(addresses: &[SocketAddr], slots: usize) -> Path {
     for address in addresses {
         config.replicas.push(ReplicaConfig {
             url: format!("http://{address}"),
-            zone: None,
-            labels: Default::default(),
+            ..ReplicaConfig::default()
         });
     }
     let config = Upstreams::from([("api".to_owned(), config)]);

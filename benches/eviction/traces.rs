@@ -194,8 +194,7 @@ fn captured() -> Trace {
 fn captured_reads() -> Vec<Read> {
     let replica = ReplicaConfig {
         url: "http://127.0.0.1:5001".into(),
-        zone: None,
-        labels: std::collections::BTreeMap::new(),
+        ..ReplicaConfig::default()
     };
     let upstream = UpstreamConfig {
         replicas: vec![replica],

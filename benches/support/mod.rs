@@ -49,8 +49,7 @@ pub(crate) fn config(origin: SocketAddr) -> Config {
     let mut api = UpstreamConfig {
         replicas: vec![ReplicaConfig {
             url: format!("http://{origin}"),
-            zone: None,
-            labels: std::collections::BTreeMap::new(),
+            ..ReplicaConfig::default()
         }],
         ..UpstreamConfig::default()
     };

@@ -37,7 +37,7 @@ async fn serve(loaded: Loaded) -> ExitCode {
         tracing::warn!("{warning}");
     }
     for (name, upstream) in &loaded.config.upstreams {
-        let replicas: Vec<_> = upstream.replicas.iter().map(|replica| &replica.url).collect();
+        let replicas = upstream.places();
         let from = loaded.origin_of(&format!("upstreams.{name}.replicas"));
         tracing::info!(name, ?replicas, from, "upstream");
     }

@@ -20,6 +20,11 @@ pub struct UpstreamConfig {
     pub replicas: Vec<ReplicaConfig>,
     /// Tried when no replica is healthy, or when the only healthy one has just failed the request.
     pub standby: Vec<ReplicaConfig>,
+    /// Requests that one replica serves at once, of which `connections.pool_share` are used; further ones wait here, not
+    /// there. A number, or `auto`: then it is found by how the time to the first byte grows, beginning with 10. Never
+    /// more than `connections.limit`. Default for what serves dify-api's routes: 10, which is what a stock dify-api
+    /// container has (one worker of ten connections); otherwise as many as connections.
+    pub capacity: Option<Capacity>,
     /// Connections to one replica.
     pub connections: ConnectionsConfig,
     /// Time limits; route classes lengthen `total` (generation, upload, file).
@@ -71,8 +76,33 @@ impl Default for DiscoveryConfig {
     }
 }
 
+/// Requests that a replica serves at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a number, or `auto`")]
+pub enum Capacity {
+    /// That many.
+    Fixed(usize),
+    /// As many as are found to be good.
+    Found(Auto),
+}
+
+/// The word `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Auto {
+    /// `auto`
+    Auto,
+}
+
+impl Capacity {
+    /// What a stock dify-api container has: one gunicorn worker of ten connections.
+    pub const OF_DIFY: Self = Self::Fixed(10);
+    /// `auto`
+    pub const AUTO: Self = Self::Found(Auto::Auto);
+}
+
 /// One server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaConfig {
     /// `http://host:port` or `https://host:port`, without path. The name is looked up again every 2 s.
@@ -83,15 +113,18 @@ pub struct ReplicaConfig {
     /// What it is good for; not used for balancing in this version.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Its own `capacity`, where it is not that of the upstream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
 }
 
 /// Connections to one replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConnectionsConfig {
-    /// What one replica can take. Default 100; a stock dify-api container serves ten.
+    /// What one replica can take. Default 100.
     pub limit: usize,
-    /// Share of `limit` that is used; the rest is left to health probes and others. Default 80%.
+    /// Share of `limit` and `capacity` that is used; the rest is left to health probes and others. Default 80%.
     pub pool_share: Ratio,
     /// An idle connection is closed after this. Default 300s.
     pub idle_timeout: Span,
@@ -111,10 +144,28 @@ impl Default for ConnectionsConfig {
     }
 }
 
+impl UpstreamConfig {
+    /// Where its replicas are, as written: their URLs, then the name by which others are found.
+    pub fn places(&self) -> Vec<String> {
+        let urls = self.replicas.iter().map(|replica| replica.url.clone());
+        let found = self
+            .discovery
+            .iter()
+            .flat_map(|discovery| [&discovery.dns, &discovery.srv]);
+        urls.chain(found.flatten().map(|name| format!("dns:{name}")))
+            .collect()
+    }
+}
+
 impl ConnectionsConfig {
     /// Connections to one replica at once; at least one.
     pub fn usable(&self) -> usize {
-        ((self.limit as f64 * self.pool_share.0) as usize).max(1)
+        self.usable_of(self.limit)
+    }
+
+    /// Requests in flight at a replica that serves `capacity` at once; at least one.
+    pub fn usable_of(&self, capacity: usize) -> usize {
+        ((capacity.min(self.limit) as f64 * self.pool_share.0) as usize).max(1)
     }
 }
 

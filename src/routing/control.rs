@@ -139,7 +139,7 @@ impl RoutingControl {
                         run(scraping.boxed());
                     }
                     if !replica.endpoint.is_literal() {
-                        let looking = probe::keep_looking_up(replica.clone(), clock.clone());
+                        let looking = probe::keep_looking_up(replica, clock.clone());
                         run(looking.boxed());
                     }
                 }

@@ -16,6 +16,7 @@ use crate::types::request::Lane;
 #[derive(Debug, Clone)]
 pub struct RoutingMetrics {
     in_flight: IntGaugeVec,
+    slots: IntGaugeVec,
     healthy: IntGaugeVec,
     queue: IntGaugeVec,
     wait: HistogramVec,
@@ -40,6 +41,7 @@ pub(super) struct LaneMetrics {
 #[derive(Debug)]
 pub(super) struct ReplicaMetrics {
     pub(super) in_flight: IntGauge,
+    pub(super) slots: IntGauge,
     pub(super) healthy: IntGauge,
     pub(super) score: Gauge,
     dispatches: [IntCounter; RESULTS.len()],
@@ -144,6 +146,11 @@ impl RoutingMetrics {
                 "Requests in flight at a replica.",
                 &replica,
             )?,
+            slots: gauge(
+                "dify_edge_upstream_slots",
+                "Requests that may be in flight at a replica.",
+                &replica,
+            )?,
             healthy: gauge(
                 "dify_edge_upstream_healthy",
                 "1 while a replica is healthy.",
@@ -174,6 +181,7 @@ impl RoutingMetrics {
         healthy.set(1);
         ReplicaMetrics {
             in_flight: self.in_flight.with_label_values(&[upstream, replica]),
+            slots: self.slots.with_label_values(&[upstream, replica]),
             healthy,
             score: self.score.with_label_values(&[upstream, replica]),
             dispatches: RESULTS.map(|r| self.dispatches.with_label_values(&[upstream, replica, r])),
@@ -185,6 +193,7 @@ impl RoutingMetrics {
         let labels = &[upstream, replica];
         // An error says that there is none, which is what is wanted.
         let _ = self.in_flight.remove_label_values(labels);
+        let _ = self.slots.remove_label_values(labels);
         let _ = self.healthy.remove_label_values(labels);
         let _ = self.score.remove_label_values(labels);
         let _ = self.breaker.remove_label_values(labels);

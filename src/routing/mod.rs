@@ -2,7 +2,7 @@
 //!
 //! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by
 //! `probe` and by what requests meet), so does `breaker` (fed by how whole exchanges end, through `admission`),
-//! `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
+//! `gradient` finds how many slots a replica has where nobody says it, `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
 //! next stage's.
 
 mod admission;
@@ -11,6 +11,7 @@ mod breaker;
 pub mod control;
 mod discovery;
 mod fit;
+mod gradient;
 pub mod health;
 mod lanes;
 mod members;

@@ -286,9 +286,12 @@ impl Pool {
     }
 
     /// Takes an answer of `replica` after `time` into account for its score.
-    pub(super) fn answered(&self, replica: &Replica, class: RouteClass, time: Duration) {
-        let ratio = self.usual.lock().ratio(class, time);
-        replica.signals.lock().answered(ratio, self.now());
+    pub(super) fn answered(self: &Arc<Self>, replica: &Replica, class: RouteClass, time: Duration) {
+        let (ratio, now) = (self.usual.lock().ratio(class, time), self.now());
+        replica.signals.lock().answered(ratio, now);
+        if replica.found(class, Some(time), now) {
+            self.serve_queue();
+        }
     }
 
     /// Takes a failure that `replica` is to blame for into account for its score.

@@ -15,14 +15,16 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Door;
+use super::gradient::Gradient;
 use super::health::signals::Signals;
 use super::health::{Event, Health, orca};
 use super::metrics::{ReplicaMetrics, RoutingMetrics};
 use super::resolve::Resolve;
 use crate::config::BreakerConfig;
 use crate::config::scrape::ScrapeConfig;
-use crate::config::upstreams::{HealthCheckConfig, ReplicaConfig};
+use crate::config::upstreams::{Auto, Capacity, ConnectionsConfig, HealthCheckConfig, ReplicaConfig};
 use crate::types::endpoint::Endpoint;
+use crate::types::outcome::RouteClass;
 use crate::types::request::UpstreamId;
 use crate::types::time::Clock;
 
@@ -37,8 +39,10 @@ pub(super) struct Blueprint {
     pub(super) breaker: BreakerConfig,
     pub(super) check: HealthCheckConfig,
     pub(super) scrape: Option<ScrapeConfig>,
-    /// Requests that a replica may have in flight.
-    pub(super) slots: usize,
+    /// What a replica can take, if that is known, and
+    pub(super) capacity: Option<Capacity>,
+    /// how much of that is used.
+    pub(super) connections: ConnectionsConfig,
     pub(super) resolver: Arc<dyn Resolve>,
     pub(super) metrics: RoutingMetrics,
 }
@@ -52,17 +56,28 @@ impl Blueprint {
         let endpoint = Endpoint::parse(self.upstream, place, &from.url)?;
         let authority = endpoint.authority();
         let breaker = self.metrics.breaker(&self.name, &authority);
+        let (slots, gradient) = match from.capacity.or(self.capacity) {
+            Some(Capacity::Fixed(capacity)) => (self.connections.usable_of(capacity), None),
+            Some(Capacity::Found(Auto::Auto)) => {
+                let gradient = Gradient::new(self.connections.usable());
+                (gradient.limit(), Some(Mutex::new(gradient)))
+            }
+            None => (self.connections.usable(), None),
+        };
+        let metrics = self.metrics.replica(&self.name, &authority);
+        metrics.slots.set(slots as i64);
         Ok(Replica {
             url: from.url.clone(),
             zone: from.zone.clone(),
             labels: from.labels.clone(),
             standby,
-            metrics: self.metrics.replica(&self.name, &authority),
+            metrics,
             door: Door::new(from.url.clone(), &self.breaker, breaker),
             probe_soon: Notify::new(),
             signals: Mutex::default(),
             discovered: false,
-            slots: AtomicUsize::new(self.slots),
+            slots: AtomicUsize::new(slots),
+            gradient,
             leaving: AtomicBool::new(false),
             stop: CancellationToken::new(),
             health: Mutex::new(Health::new(self.check.unhealthy_after, self.check.healthy_after)),
@@ -100,6 +115,8 @@ pub(super) struct Replica {
     /// Ends what runs beside requests for it.
     pub(super) stop: CancellationToken,
     slots: AtomicUsize,
+    /// Finds the slots, unless they are given.
+    gradient: Option<Mutex<Gradient>>,
     /// Whether it is no longer a member and only ends what it has begun.
     leaving: AtomicBool,
     health: Mutex<Health>,
@@ -127,6 +144,24 @@ impl Replica {
     /// Requests that it may have in flight.
     pub(super) fn slots(&self) -> usize {
         self.slots.load(Ordering::Relaxed)
+    }
+
+    /// Takes an answer after `time` (`None`: it timed out) into account for how many slots it has. True when that has
+    /// made them more.
+    pub(super) fn found(&self, class: RouteClass, time: Option<Duration>, now: Instant) -> bool {
+        let Some(gradient) = &self.gradient else {
+            return false;
+        };
+        let mut gradient = gradient.lock();
+        let in_flight = usize::try_from(self.metrics.in_flight.get()).unwrap_or_default();
+        gradient.observe(class, time, in_flight, now);
+        let slots = gradient.limit();
+        let before = self.slots.swap(slots, Ordering::Relaxed);
+        if before != slots {
+            self.metrics.slots.set(slots as i64);
+            tracing::debug!(replica = self.url, before, slots, "replica has another capacity");
+        }
+        before < slots
     }
 
     /// The share of its slots that `in_flight` requests are.

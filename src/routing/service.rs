@@ -91,7 +91,8 @@ impl RoutingLayer {
                 breaker: breaker.clone(),
                 check: check.clone(),
                 scrape: upstream.scrape.clone(),
-                slots: upstream.connections.usable(),
+                capacity: upstream.capacity,
+                connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
                 metrics: metrics.clone(),
             };
@@ -237,6 +238,9 @@ where
         Err(failure) => {
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
+            if failure.kind == FailureKind::UpstreamTimeout {
+                replica.found(attempt.fetch.class, None, clock.now().monotonic);
+            }
             if verdict == Verdict::Failure {
                 pool.learn(replica, Event::RequestFailed);
                 pool.failed(replica);

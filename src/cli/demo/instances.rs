@@ -196,8 +196,7 @@ fn config(app: SocketAddr, url: &str) -> Config {
     let free: SocketAddr = ([127, 0, 0, 1], 0).into();
     let replica = ReplicaConfig {
         url: format!("http://{app}"),
-        zone: None,
-        labels: Default::default(),
+        ..ReplicaConfig::default()
     };
     let api = UpstreamConfig {
         replicas: vec![replica],

@@ -23,7 +23,7 @@ use clap::Args;
 
 use super::{FAILED, OK, fail, print};
 use crate::app::Edge;
-use crate::config::upstreams::{ConnectionsConfig, ReplicaConfig, UpstreamConfig};
+use crate::config::upstreams::{Capacity, ConnectionsConfig, ReplicaConfig, UpstreamConfig};
 use crate::config::{AdminConfig, Config, ListenConfig};
 use crate::types::time::Clock;
 use crate::types::units::Ratio;
@@ -112,7 +112,7 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), String> {
     let connections = config
         .upstreams
         .values()
-        .map(|api| api.connections.usable())
+        .map(|api| api.connections.usable_of(SLOTS))
         .sum();
     let edge = Edge::start(config, Clock::System)
         .await
@@ -168,13 +168,12 @@ async fn start_replays(exchanges: &[Record], args: &DemoArgs) -> Result<Vec<Repl
 fn proxy_config(args: &DemoArgs, upstream: &[SocketAddr]) -> Config {
     let replicas = upstream.iter().map(|address| ReplicaConfig {
         url: format!("http://{address}"),
-        zone: None,
-        labels: Default::default(),
+        ..ReplicaConfig::default()
     });
     let api = UpstreamConfig {
         replicas: replicas.collect(),
+        capacity: Some(Capacity::Fixed(SLOTS)),
         connections: ConnectionsConfig {
-            limit: SLOTS,
             pool_share: Ratio(POOL_SHARE),
             ..ConnectionsConfig::default()
         },
@@ -331,7 +330,7 @@ mod tests {
         assert!(config.check().is_empty(), "{:?}", config.check());
         let addresses = [config.listen[0].address.port(), config.admin.address.port()];
         assert_eq!(addresses, [4003, 4004]);
-        assert_eq!(config.upstreams["api"].connections.usable(), SLOTS - 1);
+        assert_eq!(config.upstreams["api"].connections.usable_of(SLOTS), SLOTS - 1);
     }
 
     #[tokio::test(start_paused = true)]

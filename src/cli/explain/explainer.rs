@@ -141,8 +141,8 @@ impl<'c> Explainer<'c> {
         let decision = &request.decision;
         let upstream = self.config.upstreams.iter().nth(decision.upstream.0);
         let replicas = upstream.map_or_else(Vec::new, |(_, upstream)| {
-            let all = upstream.replicas.iter().chain(&upstream.standby);
-            all.map(|replica| replica.url.clone()).collect()
+            let standby = upstream.standby.iter().map(|replica| replica.url.clone());
+            upstream.places().into_iter().chain(standby).collect()
         });
         let (key, most) = reasons.body_limit;
         Route {

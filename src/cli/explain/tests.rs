@@ -14,8 +14,7 @@ use crate::types::units::Size;
 fn config() -> Config {
     let replica = |url: &str| ReplicaConfig {
         url: url.into(),
-        zone: None,
-        labels: Default::default(),
+        ..ReplicaConfig::default()
     };
     let api = UpstreamConfig {
         replicas: vec![replica("http://one:5001")],

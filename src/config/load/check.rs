@@ -21,6 +21,7 @@ use super::secrets;
 use super::tree::Path;
 use crate::config::cache::CacheType;
 use crate::config::guard::{PostgresConfig, SourceConfig};
+use crate::config::upstreams::Capacity;
 use crate::config::{Config, Token, UpstreamConfig};
 use crate::types::request::Lane;
 use crate::types::units::Span;
@@ -237,6 +238,21 @@ impl Check {
             }
         }
 
+        let capacities = [("replicas", &upstream.replicas), ("standby", &upstream.standby)];
+        let capacities = capacities.into_iter().flat_map(|(list, replicas)| {
+            replicas
+                .iter()
+                .enumerate()
+                .map(move |(index, replica)| (Some((list, index)), replica.capacity))
+        });
+        for (of, capacity) in capacities.chain([(None, upstream.capacity)]) {
+            let at = of
+                .map_or(at.clone(), |(list, index)| at.join(list).join(index))
+                .join("capacity");
+            if let Some(Capacity::Fixed(number)) = capacity {
+                self.number(&at, number, 1, 1_000_000);
+            }
+        }
         let connections = at.join("connections");
         self.number(
             &connections.join("limit"),

@@ -21,6 +21,7 @@ use serde_json::json;
 use self::tree::{Entry, Kind, Node};
 use self::yaml::Text;
 use super::Config;
+use super::upstreams::Capacity;
 
 pub use self::error::{ConfigError, Finding};
 pub use self::tree::{Origin, Path, Step};
@@ -115,8 +116,9 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     merge_flags(&mut tree, &sources.flags);
     default_upstream(&mut tree);
 
-    let config: Config = serde_path_to_error::deserialize(tree.to_value())
+    let mut config: Config = serde_path_to_error::deserialize(tree.to_value())
         .map_err(|error| ConfigError::from_serde(&error, &tree))?;
+    default_capacity(&mut config);
     let problems = config.check();
     if problems.is_empty() {
         Ok(Loaded { config, tree })
@@ -211,6 +213,21 @@ fn default_upstream(tree: &mut Node) {
     if tree.at(&at).is_some_and(|node| node.origin == Origin::Default) {
         let api = json!({ "upstreams": { "api": { "replicas": [{ "url": DEFAULT_UPSTREAM }] } } });
         tree.merge(Node::from_value(api, &Origin::Default));
+    }
+}
+
+/// Nobody wrote how much a replica of dify-api can take: then as much as a stock one.
+fn default_capacity(config: &mut Config) {
+    let names: Vec<_> = config
+        .upstreams
+        .keys()
+        .filter(|name| config.serves_dify(name))
+        .cloned()
+        .collect();
+    for name in names {
+        if let Some(upstream) = config.upstreams.get_mut(&name) {
+            upstream.capacity.get_or_insert(Capacity::OF_DIFY);
+        }
     }
 }
 

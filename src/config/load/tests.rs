@@ -4,6 +4,7 @@ mod breaker;
 mod guard;
 mod lanes;
 mod redis;
+mod replicas;
 mod scrape;
 
 use std::time::Duration;

@@ -112,6 +112,7 @@ fn agree(
             url: url.clone(),
             zone: config.zone.clone(),
             labels: config.labels.clone(),
+            capacity: None,
         };
         let place = pool.members.next_place();
         match blueprint.build(&from, place, *standby) {

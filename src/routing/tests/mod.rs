@@ -203,8 +203,7 @@ struct Rig {
 fn replica(url: &str) -> ReplicaConfig {
     ReplicaConfig {
         url: url.to_owned(),
-        zone: None,
-        labels: Default::default(),
+        ..ReplicaConfig::default()
     }
 }
 

@@ -42,8 +42,7 @@ pub(super) fn config(url: String) -> UpstreamConfig {
     UpstreamConfig {
         replicas: vec![ReplicaConfig {
             url,
-            zone: None,
-            labels: Default::default(),
+            ..ReplicaConfig::default()
         }],
         ..UpstreamConfig::default()
     }

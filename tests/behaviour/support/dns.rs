@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
@@ -27,7 +27,7 @@ pub enum Records {
 pub struct Dns {
     pub address: SocketAddr,
     names: Arc<Mutex<BTreeMap<String, Records>>>,
-    broken: Arc<AtomicUsize>,
+    broken: Arc<AtomicBool>,
     questions: Arc<AtomicUsize>,
     serving: JoinHandle<()>,
 }
@@ -41,21 +41,21 @@ impl Drop for Dns {
 impl Dns {
     /// A server whose records live for a second.
     pub async fn start() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
         let names: Arc<Mutex<BTreeMap<String, Records>>> = Arc::default();
-        let (broken, questions) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (broken, questions) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         Self {
-            address: socket.local_addr().unwrap(),
+            address: socket.local_addr().expect("its address"),
             serving: tokio::spawn({
                 let (names, broken, questions) = (names.clone(), broken.clone(), questions.clone());
                 async move {
                     let mut packet = [0; 512];
                     loop {
-                        let (read, peer) = socket.recv_from(&mut packet).await.unwrap();
-                        let is_broken = broken.load(Ordering::SeqCst) > 0;
+                        let (read, peer) = socket.recv_from(&mut packet).await.expect("a question");
+                        let is_broken = broken.load(Ordering::SeqCst);
                         let reply = reply(&packet[..read], &names.lock(), is_broken);
                         questions.fetch_add(1, Ordering::SeqCst);
-                        socket.send_to(&reply, peer).await.unwrap();
+                        socket.send_to(&reply, peer).await.expect("the answer is sent");
                     }
                 }
             }),
@@ -72,7 +72,7 @@ impl Dns {
 
     /// Refuses every question, or no longer.
     pub fn refuse(&self, refuse: bool) {
-        self.broken.store(refuse.into(), Ordering::SeqCst);
+        self.broken.store(refuse, Ordering::SeqCst);
     }
 
     /// How often it was asked.

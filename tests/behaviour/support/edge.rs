@@ -39,8 +39,7 @@ pub fn config(origins: &[SocketAddr]) -> Config {
 pub fn replica(address: &SocketAddr) -> ReplicaConfig {
     ReplicaConfig {
         url: format!("http://{address}"),
-        zone: None,
-        labels: std::collections::BTreeMap::new(),
+        ..ReplicaConfig::default()
     }
 }
 
