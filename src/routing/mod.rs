@@ -1,9 +1,10 @@
 //! Stage `routing`: chooses the replica for an attempt and waits for a slot of it.
 //!
 //! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by
-//! `probe` and by what requests meet), so does `breaker` (fed by how whole exchanges end, through `admission`),
-//! `gradient` finds how many slots a replica has where nobody says it, `members` says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows replicas, not connections: those are the
-//! next stage's.
+//! `probe`, by what requests meet, and by what `scrape` and `tcp_state` measure), so does `breaker` (fed by how whole
+//! exchanges end, through `admission`), `gradient` finds how many slots a replica has where nobody says it, `members`
+//! says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows
+//! replicas, not connections: those are the next stage's.
 
 mod admission;
 pub mod balance;

@@ -2,7 +2,7 @@
 //!
 //! Failures in a row, of probes or of requests, put a replica out; only good probes in a row bring it back,
 //! because while it is out it may get no requests to prove itself with. How well a replica serves that is in,
-//! is `score`'s matter, over what `signals` gathers.
+//! is `score`'s matter, over what `signals` gathers, `resources` among it: what is measured, rather than learnt.
 
 pub mod ewma;
 pub mod orca;
