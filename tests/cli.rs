@@ -125,6 +125,8 @@ fn a_wrong_command_line_ends_with_2_and_help_with_0() {
         &["purge", "--all", "--key", "00112233"],
         &["stats", "--watch", "0"],
         &["stats", "--watch", "--json"],
+        &["upstreams", "--watch", "0"],
+        &["upstreams", "--watch", "--json"],
     ] {
         let ended = dify_edge(wrong).run();
         assert_eq!(ended.code, 2, "{wrong:?}");
@@ -381,7 +383,7 @@ fn every_shell_gets_a_completion_script_that_knows_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let ended = dify_edge(&["completions", shell]).run();
         assert_eq!(ended.code, 0, "{shell}");
-        for word in ["serve", "check", "purge", "stats", "upstream"] {
+        for word in ["serve", "check", "purge", "stats", "upstreams"] {
             assert!(ended.stdout.contains(word), "{shell}: {word}");
         }
     }

@@ -27,7 +27,8 @@ mod tests {
     use crate::admin::cache::PurgeAnswer;
     use crate::admin::routes::ROUTES;
     use crate::cache::control::{CacheStats, EntryStatus, SharedStats};
-    use crate::routing::control::{BreakerState, Parts, ReplicaStatus, UpstreamStatus};
+    use crate::config::upstreams::BalancePolicy;
+    use crate::routing::control::{BreakerState, FirstByte, LastError, Parts, ReplicaStatus, UpstreamStatus};
 
     fn document() -> Value {
         serde_json::from_str(&text()).unwrap()
@@ -106,8 +107,10 @@ mod tests {
             "UpstreamStatus",
             UpstreamStatus {
                 name: String::new(),
+                policy: BalancePolicy::RoundRobin,
                 lanes: Vec::new(),
                 load_variance: 0.0,
+                load_variance_threshold: 0.0,
                 replicas: Vec::new(),
             },
         );
@@ -127,7 +130,25 @@ mod tests {
                 consecutive_failures: 0,
                 breaker: BreakerState::Closed,
                 half_open_in_ms: None,
+                first_byte: None,
+                last_error: None,
                 addresses: Vec::new(),
+            },
+        );
+        agrees(
+            "FirstByte",
+            FirstByte {
+                answers: 0,
+                p50_ms: 0.0,
+                p99_ms: 0.0,
+            },
+        );
+        agrees(
+            "LastError",
+            LastError {
+                kind: "",
+                detail: "".into(),
+                seconds_ago: 0,
             },
         );
         agrees(

@@ -8,10 +8,13 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod explain;
+mod grid;
 pub mod health;
 pub mod purge;
 pub mod serve;
 pub mod stats;
+pub mod upstreams;
+mod watch;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -65,6 +68,8 @@ enum Command {
     Purge(purge::PurgeArgs),
     /// Show the cache of a running proxy in numbers.
     Stats(stats::StatsArgs),
+    /// Show the upstreams of a running proxy: each replica's score, breaker, load, times and last error.
+    Upstreams(upstreams::UpstreamsArgs),
     /// Show what it does: replayed exchanges with a real dify-api, straight and through the proxy, in a table.
     Demo(demo::DemoArgs),
     /// Write a completion script for a shell to standard output.
@@ -88,6 +93,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Health(args) => health::run(&args),
         Command::Purge(args) => purge::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Upstreams(args) => upstreams::run(&args),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::Completions(args) => completions::run(&args),
     }

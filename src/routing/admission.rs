@@ -175,6 +175,7 @@ impl Pass {
     /// now, or with the last byte of the body.
     pub(super) fn follow(self, response: Response<Body>, waited: Duration) -> Response<Body> {
         if self.replica.door.is_failure(response.status()) {
+            self.replica.observed.refused(response.status(), self.pool.now());
             self.settle(Verdict::Failure);
             return response;
         }
@@ -225,7 +226,14 @@ impl http_body::Body for Followed {
         match &frame {
             Some(Ok(_)) if !this.inner.is_end_stream() => {}
             Some(Ok(_)) | None => this.pass.end(Verdict::Success),
-            Some(Err(failure)) => this.pass.end(verdict(failure, this.waited)),
+            Some(Err(failure)) => {
+                let verdict = verdict(failure, this.waited);
+                if verdict == Verdict::Failure {
+                    let now = this.pass.pool.now();
+                    this.pass.replica.observed.failed(failure, now);
+                }
+                this.pass.end(verdict);
+            }
         }
         Poll::Ready(frame)
     }

@@ -15,12 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use super::balance::spread::THRESHOLD;
 pub use super::breaker::BreakerState;
 pub use super::health::score::Parts;
+pub use super::observed::{FirstByte, LastError};
 use super::pool::{self, LaneLoad, Pool};
 use super::replica::{Blueprint, Replica};
 use super::{discovery, probe, scrape, tcp_state};
-use crate::config::upstreams::DiscoveryConfig;
+use crate::config::upstreams::{BalancePolicy, DiscoveryConfig};
 use crate::types::request::Dispatch;
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
@@ -30,6 +32,7 @@ use crate::types::{Body, Failure};
 pub struct RoutingControl {
     pub(super) pools: Arc<[Arc<Pool>]>,
     pub(super) blueprints: Arc<[Blueprint]>,
+    pub(super) policies: Arc<[BalancePolicy]>,
     pub(super) discoveries: Arc<[Option<DiscoveryConfig>]>,
     pub(super) clock: Clock,
 }
@@ -39,10 +42,14 @@ pub struct RoutingControl {
 pub struct UpstreamStatus {
     /// Its name in the configuration.
     pub name: String,
+    /// How a replica is chosen.
+    pub policy: BalancePolicy,
     /// What waits for a slot, and what has one, by sort of request.
     pub lanes: Vec<LaneStatus>,
     /// Population variance of the replicas' loads, in percent squared; standby replicas do not count.
     pub load_variance: f64,
+    /// The variance above which balancing by health leans against the spread.
+    pub load_variance_threshold: f64,
     /// Its replicas, standby replicas last.
     pub replicas: Vec<ReplicaStatus>,
 }
@@ -91,6 +98,10 @@ pub struct ReplicaStatus {
     pub breaker: BreakerState,
     /// Milliseconds until an open one lets the next trial in; only while it is open.
     pub half_open_in_ms: Option<u64>,
+    /// How long its answers took to begin lately; nothing without answers.
+    pub first_byte: Option<FirstByte>,
+    /// What it did wrong last.
+    pub last_error: Option<LastError>,
     /// The addresses of its name.
     pub addresses: Vec<SocketAddr>,
 }
@@ -98,7 +109,8 @@ pub struct ReplicaStatus {
 impl RoutingControl {
     /// All upstreams in name order.
     pub fn snapshot(&self) -> Vec<UpstreamStatus> {
-        self.pools.iter().map(status).collect()
+        let upstreams = self.pools.iter().zip(self.policies.iter());
+        upstreams.map(|(pool, policy)| status(pool, *policy)).collect()
     }
 
     /// Starts the probes, which go through `upstream`, the look-ups of names and the metrics of scores. They end
@@ -174,14 +186,15 @@ impl RoutingControl {
     }
 }
 
-fn status(pool: &Arc<Pool>) -> UpstreamStatus {
+fn status(pool: &Arc<Pool>, policy: BalancePolicy) -> UpstreamStatus {
+    let now = pool.now();
     let (in_flight, lanes) = pool.load();
     let load_variance = pool.spread(&in_flight).variance;
     let replicas = pool.members.all().map(|(place, replica)| {
         pool.advance(&replica);
         let in_flight = pool::at(&in_flight, place);
         let score_parts = pool.score(&replica, in_flight);
-        let (breaker, wait) = replica.door.state(pool.now());
+        let (breaker, wait) = replica.door.state(now);
         ReplicaStatus {
             url: replica.url.clone(),
             zone: replica.zone.clone(),
@@ -196,6 +209,8 @@ fn status(pool: &Arc<Pool>) -> UpstreamStatus {
             consecutive_failures: replica.consecutive_failures(),
             breaker,
             half_open_in_ms: (breaker == BreakerState::Open).then_some(wait.as_millis() as u64),
+            first_byte: replica.observed.first_byte(now),
+            last_error: replica.observed.last_error(now),
             addresses: replica.endpoint.addresses().to_vec(),
         }
     });
@@ -203,7 +218,9 @@ fn status(pool: &Arc<Pool>) -> UpstreamStatus {
     replicas.sort_by_key(|replica| replica.standby);
     UpstreamStatus {
         name: pool.name.clone(),
+        policy,
         load_variance,
+        load_variance_threshold: THRESHOLD,
         lanes: lanes.into_iter().map(lane_status).collect(),
         replicas,
     }

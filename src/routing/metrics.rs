@@ -25,6 +25,8 @@ pub struct RoutingMetrics {
     breaker: IntGaugeVec,
     transitions: IntCounterVec,
     scrapes: IntCounterVec,
+    changes: IntCounterVec,
+    discovery: IntCounterVec,
     score: GaugeVec,
     load_variance: GaugeVec,
 }
@@ -45,6 +47,28 @@ pub(super) struct ReplicaMetrics {
     pub(super) healthy: IntGauge,
     pub(super) score: Gauge,
     dispatches: [IntCounter; RESULTS.len()],
+    changes: [IntCounter; ReplicaChange::ALL.len()],
+}
+
+/// What may happen to a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReplicaChange {
+    Healthy,
+    Unhealthy,
+    NewAddresses,
+}
+
+impl ReplicaChange {
+    /// Every change, in declaration order.
+    const ALL: [Self; 3] = [Self::Healthy, Self::Unhealthy, Self::NewAddresses];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::NewAddresses => "new_addresses",
+        }
+    }
 }
 
 /// Bounds of waits, seconds; those who did not wait are in the first.
@@ -70,6 +94,74 @@ const RESULTS: [&str; 7] = [
 
 /// How a scrape ends.
 const SCRAPE_RESULTS: [&str; 2] = ["ok", "failed"];
+
+/// What may happen in finding replicas by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DiscoveryEvent {
+    /// A replica is new.
+    Appeared,
+    /// A replica is no longer named and gets nothing new.
+    Leaves,
+    /// A replica that leaves is named again.
+    Returned,
+    /// A replica has ended what it had begun.
+    Left,
+    /// Nobody can be found.
+    Failed,
+    /// Somebody can again.
+    Recovered,
+}
+
+impl DiscoveryEvent {
+    /// Every event, in declaration order.
+    const ALL: [Self; 6] = [
+        Self::Appeared,
+        Self::Leaves,
+        Self::Returned,
+        Self::Left,
+        Self::Failed,
+        Self::Recovered,
+    ];
+
+    /// The word used in metrics and logs.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Appeared => "appeared",
+            Self::Leaves => "leaves",
+            Self::Returned => "returned",
+            Self::Left => "left",
+            Self::Failed => "failed",
+            Self::Recovered => "recovered",
+        }
+    }
+}
+
+/// Handles for the replicas of one upstream that are found by name.
+#[derive(Debug)]
+pub(super) struct DiscoveryMetrics([IntCounter; DiscoveryEvent::ALL.len()]);
+
+impl DiscoveryMetrics {
+    /// Counts an event.
+    pub(super) fn count(&self, event: DiscoveryEvent) {
+        self.0[event as usize].inc();
+    }
+}
+
+/// Which of [`RESULTS`] a failure is.
+fn result(failure: FailureKind) -> usize {
+    match failure {
+        FailureKind::ConnectFailed => 1,
+        FailureKind::ConnectTimeout => 2,
+        FailureKind::UpstreamTimeout => 3,
+        FailureKind::UpstreamReset => 4,
+        _ => 5,
+    }
+}
+
+/// The word for a dispatch that ended with such a failure.
+pub(super) fn word(failure: FailureKind) -> &'static str {
+    RESULTS[result(failure)]
+}
 
 impl RoutingMetrics {
     /// Creates the metrics and enters them into `registry`.
@@ -118,6 +210,22 @@ impl RoutingMetrics {
         );
         let scrapes = IntCounterVec::new(scrapes, &["upstream", "replica", "result"])?;
         registry.register(Box::new(scrapes.clone()))?;
+        let changes = IntCounterVec::new(
+            Opts::new(
+                "dify_edge_replica_transitions_total",
+                "Changes of a replica, by what it came to.",
+            ),
+            &["upstream", "replica", "to"],
+        )?;
+        registry.register(Box::new(changes.clone()))?;
+        let discovery = IntCounterVec::new(
+            Opts::new(
+                "dify_edge_upstream_discovery_total",
+                "What happened in finding the replicas of an upstream by name.",
+            ),
+            &["upstream", "event"],
+        )?;
+        registry.register(Box::new(discovery.clone()))?;
         let score = GaugeVec::new(
             Opts::new(
                 "dify_edge_upstream_score",
@@ -171,6 +279,8 @@ impl RoutingMetrics {
             )?,
             transitions,
             scrapes,
+            changes,
+            discovery,
             score,
             load_variance,
         })
@@ -185,6 +295,8 @@ impl RoutingMetrics {
             healthy,
             score: self.score.with_label_values(&[upstream, replica]),
             dispatches: RESULTS.map(|r| self.dispatches.with_label_values(&[upstream, replica, r])),
+            changes: ReplicaChange::ALL
+                .map(|to| self.changes.with_label_values(&[upstream, replica, to.as_str()])),
         }
     }
 
@@ -202,6 +314,11 @@ impl RoutingMetrics {
         }
         for result in RESULTS {
             let _ = self.dispatches.remove_label_values(&[upstream, replica, result]);
+        }
+        for to in ReplicaChange::ALL {
+            let _ = self
+                .changes
+                .remove_label_values(&[upstream, replica, to.as_str()]);
         }
         for state in BreakerState::ALL {
             let _ = self
@@ -224,6 +341,11 @@ impl RoutingMetrics {
                 shed: self.shed.with_label_values(labels),
             }
         })
+    }
+
+    pub(super) fn discovery(&self, upstream: &str) -> DiscoveryMetrics {
+        let counter = |event: DiscoveryEvent| self.discovery.with_label_values(&[upstream, event.as_str()]);
+        DiscoveryMetrics(DiscoveryEvent::ALL.map(counter))
     }
 
     pub(super) fn load_variance(&self, upstream: &str) -> Gauge {
@@ -252,15 +374,12 @@ impl BreakerMetrics {
 impl ReplicaMetrics {
     /// Counts a dispatch; `None` is an answer.
     pub(super) fn dispatched(&self, failure: Option<FailureKind>) {
-        let result = match failure {
-            None => 0,
-            Some(FailureKind::ConnectFailed) => 1,
-            Some(FailureKind::ConnectTimeout) => 2,
-            Some(FailureKind::UpstreamTimeout) => 3,
-            Some(FailureKind::UpstreamReset) => 4,
-            Some(_) => 5,
-        };
-        self.dispatches[result].inc();
+        self.dispatches[failure.map_or(0, result)].inc();
+    }
+
+    /// Counts a change.
+    pub(super) fn came_to(&self, change: ReplicaChange) {
+        self.changes[change as usize].inc();
     }
 
     /// Counts a dispatch that was ended because the replica had become unhealthy.

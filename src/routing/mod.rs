@@ -3,8 +3,8 @@
 //! `pool` counts slots, `lanes` says who of those who wait is next, `balance` chooses, `health` judges (fed by
 //! `probe`, by what requests meet, and by what `scrape` and `tcp_state` measure), so does `breaker` (fed by how whole
 //! exchanges end, through `admission`), `gradient` finds how many slots a replica has where nobody says it, `members`
-//! says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh. The stage knows
-//! replicas, not connections: those are the next stage's.
+//! says which replicas there are, `discovery` finds them by name, `resolve` keeps addresses fresh, `observed` has what is
+//! shown and decides nothing. The stage knows replicas, not connections: those are the next stage's.
 
 mod admission;
 pub mod balance;
@@ -17,6 +17,7 @@ pub mod health;
 mod lanes;
 mod members;
 mod metrics;
+mod observed;
 mod pool;
 mod probe;
 mod replica;

@@ -289,6 +289,7 @@ impl Pool {
     pub(super) fn answered(self: &Arc<Self>, replica: &Replica, class: RouteClass, time: Duration) {
         let (ratio, now) = (self.usual.lock().ratio(class, time), self.now());
         replica.signals.lock().answered(ratio, now);
+        replica.observed.answered(time, now);
         if replica.found(class, Some(time), now) {
             self.serve_queue();
         }

@@ -70,6 +70,7 @@ pub(super) async fn probe<S>(
             );
             let Err(why) = answer else { break };
             tracing::debug!(replica = probed.url, %why, "probe failed");
+            probed.observed.probe_failed(why, clock.now().monotonic);
             if !probed.is_healthy() {
                 break;
             }

@@ -18,7 +18,8 @@ use super::admission::Door;
 use super::gradient::Gradient;
 use super::health::signals::Signals;
 use super::health::{Event, Health, orca};
-use super::metrics::{ReplicaMetrics, RoutingMetrics};
+use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
+use super::observed::Observed;
 use super::resolve::Resolve;
 use crate::config::BreakerConfig;
 use crate::config::scrape::ScrapeConfig;
@@ -75,6 +76,7 @@ impl Blueprint {
             door: Door::new(from.url.clone(), &self.breaker, breaker),
             probe_soon: Notify::new(),
             signals: Mutex::default(),
+            observed: Observed::default(),
             discovered: false,
             slots: AtomicUsize::new(slots),
             gradient,
@@ -112,6 +114,8 @@ pub(super) struct Replica {
     pub(super) probe_soon: Notify,
     /// What its score is made of.
     pub(super) signals: Mutex<Signals>,
+    /// What is shown of it.
+    pub(super) observed: Observed,
     /// Ends what runs beside requests for it.
     pub(super) stop: CancellationToken,
     slots: AtomicUsize,
@@ -194,6 +198,11 @@ impl Replica {
             let healthy = health.is_healthy();
             self.healthy.store(healthy, Ordering::Release);
             self.metrics.healthy.set(i64::from(healthy));
+            self.metrics.came_to(if healthy {
+                ReplicaChange::Healthy
+            } else {
+                ReplicaChange::Unhealthy
+            });
             if healthy {
                 tracing::info!(replica = self.url, cause = ?event, "replica is healthy again");
             } else {
@@ -230,6 +239,7 @@ impl Replica {
             {
                 Ok(addresses) if !addresses.is_empty() => {
                     if self.endpoint.set_addresses(addresses) {
+                        self.metrics.came_to(ReplicaChange::NewAddresses);
                         tracing::info!(
                             replica = self.url,
                             addresses = ?self.endpoint.addresses(),

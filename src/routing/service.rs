@@ -107,6 +107,7 @@ impl RoutingLayer {
         let control = RoutingControl {
             pools: pools.clone(),
             blueprints: blueprints.into(),
+            policies: config.values().map(|upstream| upstream.balance.policy).collect(),
             discoveries: config
                 .values()
                 .map(|upstream| upstream.discovery.clone())
@@ -242,6 +243,7 @@ where
                 replica.found(attempt.fetch.class, None, clock.now().monotonic);
             }
             if verdict == Verdict::Failure {
+                replica.observed.failed(&failure, pool.now());
                 pool.learn(replica, Event::RequestFailed);
                 pool.failed(replica);
                 replica.probe_soon.notify_one();

@@ -9,6 +9,7 @@ pub mod failure;
 pub(crate) mod histories;
 pub mod ids;
 pub mod known;
+pub mod latency;
 pub mod outcome;
 pub mod repeat;
 pub mod request;

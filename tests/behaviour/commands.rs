@@ -1,4 +1,4 @@
-//! The commands that ask a running proxy: `purge` and `stats`, run as programs.
+//! The commands that ask a running proxy, run as programs: `purge`, `stats`, and how all of them end.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ use crate::support::{child, within};
 const VARIABLE: &str = "DIFY_EDGE_ADMIN_TOKEN";
 
 /// The program with these arguments and `--admin ADDR`; its exit code and what it said.
-async fn run(
+pub async fn run(
     admin: impl ToString,
     arguments: &[&str],
     environment: &[(&str, &str)],
@@ -166,7 +166,13 @@ async fn purge_says_what_was_wrong_and_whose_fault_it_was() {
         .expect("a port")
         .local_addr()
         .expect("its address");
-    for command in [&["purge", "--all"][..], &["stats"], &["stats", "--watch"]] {
+    for command in [
+        &["purge", "--all"][..],
+        &["stats"],
+        &["stats", "--watch"],
+        &["upstreams"],
+        &["upstreams", "--watch"],
+    ] {
         let (code, printed, complained) = run(closed, command, &[]).await;
         assert_eq!((code, printed.as_str()), (1, ""), "{command:?}");
         let words = format!("error: {closed}: no running proxy answers there: ");
@@ -203,6 +209,8 @@ async fn purge_says_whether_the_other_instances_were_told() {
         code == 1 && complained.contains("is not understood"),
         "{complained}"
     );
+    let said = run(&url, &["upstreams"], &[]).await;
+    assert_eq!(said, (0, "no upstreams\n".to_owned(), String::new()));
 }
 
 /// The cells of the line that begins with this word.
@@ -267,11 +275,16 @@ async fn with_redis_there_is_a_second_row_and_the_others_are_told() {
 }
 
 #[tokio::test]
-async fn stats_watches_until_ctrl_c_or_nobody_reads() {
+async fn watching_goes_on_until_ctrl_c_or_until_nobody_reads() {
     let (_origin, edge) = start().await;
-    for interrupted in [true, false] {
+    for (command, title, interrupted) in [
+        ("stats", "tier ", true),
+        ("stats", "tier ", false),
+        ("upstreams", "  replica ", true),
+        ("upstreams", "  replica ", false),
+    ] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_dify-edge"))
-            .args(["stats", "--watch", "1", "--admin", &edge.admin.to_string()])
+            .args([command, "--watch", "1", "--admin", &edge.admin.to_string()])
             .env_clear()
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -283,7 +296,7 @@ async fn stats_watches_until_ctrl_c_or_nobody_reads() {
             let mut text = String::new();
             while titles < 2 {
                 let line = lines.next().expect("a line").expect("UTF-8");
-                titles += usize::from(line.starts_with("tier "));
+                titles += usize::from(line.starts_with(title));
                 text.push_str(&line);
                 text.push('\n');
             }
@@ -292,7 +305,7 @@ async fn stats_watches_until_ctrl_c_or_nobody_reads() {
         let (text, lines) = within("two tables", shown).await.expect("a reader");
         assert!(!text.contains('\x1b'), "{text}");
         assert!(
-            text.lines().filter(|line| line.contains("hits/s")).count() == 1,
+            command != "stats" || text.lines().filter(|line| line.contains("hits/s")).count() == 1,
             "{text}"
         );
         let mut lines = Some(lines);
@@ -306,11 +319,15 @@ async fn stats_watches_until_ctrl_c_or_nobody_reads() {
         }
         let ended = tokio::task::spawn_blocking(move || child.wait_with_output().expect("its end"));
         let ended = within("the program to end", ended).await.expect("a wait");
-        assert_eq!(ended.status.code(), Some(0), "interrupted: {interrupted}");
+        assert_eq!(
+            ended.status.code(),
+            Some(0),
+            "{command}, interrupted: {interrupted}"
+        );
         assert_eq!(
             String::from_utf8_lossy(&ended.stderr),
             "",
-            "interrupted: {interrupted}"
+            "{command}, interrupted: {interrupted}"
         );
         drop(lines);
     }

@@ -38,3 +38,4 @@ mod streaming;
 mod support;
 mod traps;
 mod uploads;
+mod upstreams;

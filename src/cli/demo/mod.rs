@@ -2,7 +2,7 @@
 //!
 //! Three upstreams replay captured exchanges with their timing and the limits of a stock dify-api. The same load runs
 //! once straight against them and once through the proxy, a table compares the two, and then both go on running.
-//! `instances` is another show: how several proxies share a Redis.
+//! `instances` is another show: how several proxies share a Redis; and so is `trial`: replicas to be killed by hand.
 
 mod exchanges;
 mod hints;
@@ -10,25 +10,25 @@ mod instances;
 pub mod load;
 pub mod replay;
 mod report;
+mod trial;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::Args;
 
 use super::{FAILED, OK, fail, print};
 use crate::app::Edge;
-use crate::config::upstreams::{Capacity, ConnectionsConfig, ReplicaConfig, UpstreamConfig};
+use crate::config::upstreams::{BalancePolicy, Capacity, ConnectionsConfig, ReplicaConfig, UpstreamConfig};
 use crate::config::{AdminConfig, Config, ListenConfig};
 use crate::types::time::Clock;
 use crate::types::units::Ratio;
 use exchanges::exchanges;
-use load::{Client, Mix, Plan, Question};
+use load::{Client, Live, Mix, Plan, Question};
 use replay::{Record, Replay, ReplayOptions};
 use report::{Run, Setting};
 
@@ -40,6 +40,8 @@ const SLOTS: usize = 10;
 const POOL_SHARE: f64 = 0.9;
 /// People whose lists are read and written.
 const USERS: u16 = 20;
+/// Clients that read, unless it is said.
+const READERS: u16 = 180;
 /// Clients that stream.
 const CHATTERS: usize = 8;
 /// Clients that wait for whole answers.
@@ -64,9 +66,18 @@ pub struct DemoArgs {
     /// End after the table instead of going on until Ctrl-C.
     #[arg(long)]
     exit: bool,
-    /// Clients that read, back to back; 20 more stream or write.
-    #[arg(long, value_name = "N", default_value_t = 180, value_parser = clap::value_parser!(u16).range(1..=10_000))]
-    clients: u16,
+    /// Clients that read, by default 180 back to back, or 24 with pauses for --load; some more stream or write.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    clients: Option<u16>,
+    /// Show in place of that four replicas, each a process to kill, stop or slow, under a steady load until Ctrl-C.
+    #[arg(long, conflicts_with_all = ["instances", "redis"])]
+    load: bool,
+    /// How a replica is chosen under --load: round_robin, least_loaded or weighted_health.
+    #[arg(long, value_name = "POLICY", requires = "load", value_parser = policy)]
+    policy: Option<BalancePolicy>,
+    /// Be one of these replicas.
+    #[arg(long, hide = true, value_name = "ADDRESS")]
+    replica: Option<SocketAddr>,
     /// Use ports P to P+2 for the upstream, P+3 for the proxy, P+4 for its administration. Default: free ones.
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=65_531))]
     base_port: Option<u16>,
@@ -81,6 +92,8 @@ pub struct DemoArgs {
 /// Runs the demo.
 pub async fn run(args: DemoArgs) -> ExitCode {
     let shown = match (args.instances, &args.redis) {
+        _ if args.replica.is_some() => trial::replica(args.replica.unwrap_or(loopback(&args, 0))).await,
+        _ if args.load => Box::pin(trial::show(&args)).await,
         (Some(instances), Some(redis)) => Box::pin(instances::show(instances, redis)).await,
         _ => Box::pin(demonstrate(&args)).await,
     };
@@ -98,10 +111,11 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), String> {
         replays,
         mix: Arc::new(Mix::new(&captured, SEED)),
         plan: Plan {
-            readers: args.clients.into(),
+            readers: args.clients.unwrap_or(READERS).into(),
             chatters: CHATTERS,
             askers: ASKERS,
             writers: WRITERS,
+            pause: Duration::ZERO,
             duration: Duration::from_secs(args.seconds),
             seed: SEED,
         },
@@ -140,6 +154,11 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), String> {
     }
     edge.drain(DRAIN).await;
     Ok(())
+}
+
+/// A policy by its name in the configuration.
+fn policy(name: &str) -> Result<BalancePolicy, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
 }
 
 /// The loopback address with the port that is `offset` above the base; a free port without a base.
@@ -206,8 +225,8 @@ impl Stage {
         for replay in &self.replays {
             replay.reset();
         }
-        let asked = Arc::new(AtomicU64::new(0));
-        let mut load = pin!(load::run(targets, &self.mix, &self.plan, &asked));
+        let live = Arc::new(Live::default());
+        let mut load = pin!(load::run(targets, &self.mix, &self.plan, &live));
         let mut admin = admin.map(Client::new);
         let metrics = Question::get("/metrics");
         let (mut waiting, mut queue) = (0, 0);
@@ -225,11 +244,11 @@ impl Stage {
                     {
                         queue = queue.max(queue_length(&String::from_utf8_lossy(&answer.body)));
                     }
-                    progress.look(asked.load(Ordering::Relaxed), now);
+                    progress.look(live.answers(), now);
                 }
             }
         };
-        progress.end(asked.load(Ordering::Relaxed));
+        progress.end(live.answers());
         let counters: Vec<_> = self.replays.iter().map(Replay::counters).collect();
         let upstream_requests = counters
             .iter()
@@ -320,7 +339,10 @@ mod tests {
         let args = DemoArgs {
             seconds: 1,
             exit: true,
-            clients: 1,
+            clients: Some(1),
+            load: false,
+            policy: None,
+            replica: None,
             base_port: Some(4000),
             instances: None,
             redis: None,
@@ -338,7 +360,10 @@ mod tests {
         let args = DemoArgs {
             seconds: 3,
             exit: true,
-            clients: 60,
+            clients: Some(60),
+            load: false,
+            policy: None,
+            replica: None,
             base_port: None,
             instances: None,
             redis: None,
@@ -354,6 +379,7 @@ mod tests {
                 chatters: 2,
                 askers: 1,
                 writers: 1,
+                pause: Duration::ZERO,
                 duration: Duration::from_secs(3),
                 seed: SEED,
             },

@@ -6,7 +6,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::load::{Histogram, Outcome, Seen};
+use super::load::{Outcome, Seen};
+use crate::types::latency::Histogram;
 
 /// What was seen of one run.
 #[derive(Debug, Clone, Default)]

@@ -4,21 +4,19 @@
 
 mod table;
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value};
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 
 use super::ask::{self, AdminArgs, NoContent};
-use super::{FAILED, INVALID, OK, block_on, fail, try_print};
-use crate::types::time::Clock;
+use super::{FAILED, INVALID, OK, fail, try_print, watch};
 
-/// To the first place of the screen, and nothing below it.
-const FRESH_SCREEN: &str = "\x1b[H\x1b[J";
+/// What is asked for.
+const TARGET: &str = "/cache/stats";
 
 /// Arguments of `stats`.
 #[derive(Debug, Args)]
@@ -47,7 +45,7 @@ pub fn run(args: &StatsArgs) -> ExitCode {
         Err(error) => return fail(INVALID, &error),
     };
     if let Some(seconds) = args.watch {
-        return block_on(until_ctrl_c(watch(address, Duration::from_secs(seconds))));
+        return watch::run(address, TARGET, Duration::from_secs(seconds), drawing(address));
     }
     let text = look(address).and_then(|content| match args.json {
         true => Ok(content),
@@ -62,51 +60,22 @@ pub fn run(args: &StatsArgs) -> ExitCode {
     }
 }
 
-async fn until_ctrl_c(work: impl Future<Output = Result<(), NoContent>>) -> ExitCode {
-    let ended = tokio::select! {
-        ended = work => ended,
-        signal = tokio::signal::ctrl_c() => signal.map_err(|error| (FAILED, error.to_string())),
-    };
-    match ended {
-        Ok(()) => ExitCode::from(OK),
-        Err((code, why)) => fail(code, &why),
-    }
-}
-
-/// Shows the table every `period` until nobody reads it any more.
-async fn watch(address: SocketAddr, period: Duration) -> Result<(), NoContent> {
-    let start = if std::io::stdout().is_terminal() {
-        FRESH_SCREEN
-    } else {
-        ""
-    };
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before = None;
-    loop {
-        ticks.tick().await;
-        // Not here, where it would hold up Ctrl-C.
-        let content = tokio::task::spawn_blocking(move || look(address))
-            .await
-            .map_err(|error| (FAILED, error.to_string()))??;
-        let at = Clock::System.now().monotonic;
-        let stats = understood(address, &content)?;
+/// Draws a look with the rates since the one before.
+fn drawing(address: SocketAddr) -> impl FnMut(&[u8], Instant) -> Result<String, NoContent> {
+    let mut before: Option<(Map<String, Value>, Instant)> = None;
+    move |content, at| {
+        let stats = understood(address, content)?;
         let last = before
             .as_ref()
             .map(|(stats, then)| (stats, at.saturating_duration_since(*then)));
-        let text = format!(
-            "{start}{address}, every {period:?}\n\n{}\n",
-            table::table(&stats, last)
-        );
-        if try_print(text.as_bytes()).is_err() {
-            return Ok(());
-        }
+        let text = table::table(&stats, last);
         before = Some((stats, at));
+        Ok(text)
     }
 }
 
 fn look(address: SocketAddr) -> Result<Vec<u8>, NoContent> {
-    ask::content(address, ask::get(address, "/cache/stats"))
+    ask::content(address, ask::get(address, TARGET))
 }
 
 fn understood(address: SocketAddr, content: &[u8]) -> Result<Map<String, Value>, NoContent> {

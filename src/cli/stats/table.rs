@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::cli::grid::grid;
+
 /// What makes the columns of a tier's row; everything else gets a line.
 const COLUMNS: [&str; 5] = ["entries", "bytes", "max_bytes", "hits", "misses"];
 /// Numbers that go up and down, and so have no rate.
@@ -45,7 +47,7 @@ pub(super) fn table(stats: &Fields, before: Option<(&Fields, Duration)>) -> Stri
             .filter(|(field, _)| !COLUMNS.contains(&field.as_str()));
         lines.extend(rest.filter_map(|(field, value)| line(name, field, value, fields, since)));
     }
-    format!("{}\n{}", grid(&tiers), grid(&lines))
+    format!("{}\n{}", grid(&tiers, 1), grid(&lines, 1))
 }
 
 /// An earlier look.
@@ -145,27 +147,6 @@ fn size(bytes: u64) -> String {
         number /= 1024.0;
     }
     format!("{number:.1} TiB")
-}
-
-/// Rows with columns of one width each: the first to the left, the others to the right.
-fn grid(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
-    };
-    let widths: Vec<_> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            text.push_str(&match column {
-                0 => format!("{cell:width$}"),
-                _ => format!("  {cell:>width$}"),
-            });
-        }
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

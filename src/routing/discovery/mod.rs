@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::{sleep, timeout};
 
+use super::metrics::{DiscoveryEvent, DiscoveryMetrics};
 use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
 use crate::config::upstreams::{DiscoveryConfig, ReplicaConfig};
@@ -42,6 +43,7 @@ pub(super) async fn keep(
     read: impl Fn() -> BoxFuture<'static, Result<Found, String>>,
     start: impl Fn(Arc<Replica>),
 ) {
+    let metrics = blueprint.metrics.discovery(&pool.name);
     let mut works = true;
     loop {
         let found = timeout(LIMIT, read())
@@ -55,14 +57,16 @@ pub(super) async fn keep(
         let pause = match found {
             Ok(found) => {
                 if !works {
+                    metrics.count(DiscoveryEvent::Recovered);
                     tracing::info!(upstream = pool.name, "replicas are found by name again");
                 }
                 works = true;
-                agree(pool, blueprint, config, &found.replicas, &start);
+                agree(pool, blueprint, config, &found.replicas, &metrics, &start);
                 found.ttl.clamp(LEAST_PAUSE, config.refresh.0.max(LEAST_PAUSE))
             }
             Err(why) => {
                 if works {
+                    metrics.count(DiscoveryEvent::Failed);
                     tracing::warn!(
                         upstream = pool.name,
                         why,
@@ -83,6 +87,7 @@ fn agree(
     blueprint: &Blueprint,
     config: &DiscoveryConfig,
     found: &BTreeMap<String, bool>,
+    metrics: &DiscoveryMetrics,
     start: &impl Fn(Arc<Replica>),
 ) {
     let mut known = BTreeMap::new();
@@ -93,7 +98,12 @@ fn agree(
         if replica.discovered {
             if replica.is_leaving() == is_named {
                 replica.set_leaving(!is_named);
-                tell(pool, &replica, if is_named { "is back" } else { "leaves" });
+                let event = if is_named {
+                    DiscoveryEvent::Returned
+                } else {
+                    DiscoveryEvent::Leaves
+                };
+                tell(pool, metrics, &replica, event);
                 if is_named {
                     replica.signals.lock().came_back(pool.now());
                 }
@@ -102,6 +112,7 @@ fn agree(
             if replica.is_leaving() && pool.free(&replica) {
                 replica.stop.cancel();
                 blueprint.forget(&replica);
+                tell(pool, metrics, &replica, DiscoveryEvent::Left);
                 continue;
             }
         }
@@ -122,7 +133,7 @@ fn agree(
                     // Where all are new, none has to be spared.
                     replica.signals.lock().came_back(pool.now());
                 }
-                tell(pool, &replica, "appeared");
+                tell(pool, metrics, &replica, DiscoveryEvent::Appeared);
                 start(replica.clone());
                 pool.join(replica);
             }
@@ -131,6 +142,8 @@ fn agree(
     }
 }
 
-fn tell(pool: &Pool, replica: &Replica, what: &'static str) {
+fn tell(pool: &Pool, metrics: &DiscoveryMetrics, replica: &Replica, event: DiscoveryEvent) {
+    metrics.count(event);
+    let what = event.as_str();
     tracing::info!(upstream = pool.name, replica = replica.url, "replica {what}");
 }

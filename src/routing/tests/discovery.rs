@@ -8,6 +8,8 @@ use super::*;
 use crate::config::upstreams::DiscoveryConfig;
 use crate::routing::discovery::{self, Found};
 
+const EVENTS: &str = "dify_edge_upstream_discovery_total";
+
 /// What the next reading finds, and how often it was read.
 #[derive(Clone)]
 struct Names(Arc<Mutex<Result<Found, String>>>, Arc<AtomicUsize>);
@@ -93,6 +95,14 @@ async fn who_is_named_serves_and_who_is_not_any_more_does_not() {
         .encode_to_string(&rig.registry.gather())
         .unwrap();
     assert!(text.contains("10.0.9.3") && !text.contains("10.0.9.1"), "{text}");
+    for (event, times) in [
+        ("appeared", 3.0),
+        ("leaves", 1.0),
+        ("left", 1.0),
+        ("returned", 0.0),
+    ] {
+        assert_eq!(rig.counted(EVENTS, event), times, "{event}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,6 +137,7 @@ async fn one_that_leaves_ends_what_it_has_begun_and_gets_nothing_new() {
     waiting.await.unwrap();
     let back = rig.status().replicas.remove(0);
     assert!(!back.leaving && back.score_parts.start < 0.5, "{back:?}");
+    assert_eq!(rig.counted(EVENTS, "returned"), 1.0);
     names.say(&[2], 1);
     read_again().await;
     drop((held, more));
@@ -177,6 +188,10 @@ async fn an_answer_that_names_nobody_or_far_too_many_changes_nothing() {
         ["http://10.0.0.0:80", "http://10.0.9.3:80"],
         "that of the configuration stays"
     );
+    // From the first answer that was none to the first that was one again.
+    for event in ["failed", "recovered"] {
+        assert_eq!(rig.counted(EVENTS, event), 1.0, "{event}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

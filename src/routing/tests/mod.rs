@@ -10,6 +10,7 @@ mod names;
 mod probes;
 mod resources;
 mod score;
+mod shown;
 
 use std::io;
 use std::net::SocketAddr;

@@ -5,21 +5,21 @@
 //! The same seed asks in the same order, so that two runs differ only in what stands behind the address.
 
 mod client;
-mod histogram;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::replay::{Framing, Record};
+use crate::types::latency::Histogram;
 use crate::types::time::Clock;
 
 pub use client::{Answer, Client, Question};
-pub use histogram::Histogram;
 
 /// How long a client that met an error waits.
 const AFTER_ERROR: Duration = Duration::from_millis(50);
@@ -30,7 +30,7 @@ const ARRIVAL: Duration = Duration::from_secs(1);
 /// What a client does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Asks for pages, back to back.
+    /// Asks for pages, back to back or after a pause.
     Read,
     /// Streams an answer, then thinks about a second.
     Stream,
@@ -41,9 +41,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn think(self) -> Duration {
+    fn think(self, plan: &Plan) -> Duration {
         match self {
-            Self::Read => Duration::ZERO,
+            Self::Read => plan.pause,
             Self::Stream => Duration::from_secs(1),
             Self::Chat | Self::Write => Duration::from_millis(500),
         }
@@ -61,6 +61,8 @@ pub struct Plan {
     pub askers: usize,
     /// Clients that rate and rename.
     pub writers: usize,
+    /// How long a reader thinks.
+    pub pause: Duration,
     /// After this nobody asks anything new.
     pub duration: Duration,
     /// What the choices are drawn from.
@@ -194,9 +196,57 @@ impl Outcome {
     }
 }
 
-/// Runs `plan` against `targets`, over which the clients are spread evenly. `asked` counts answers meanwhile.
-pub async fn run(targets: &[SocketAddr], mix: &Arc<Mix>, plan: &Plan, asked: &Arc<AtomicU64>) -> Outcome {
-    let end = Clock::System.now().monotonic + plan.duration;
+/// What a load has seen since it was looked at last.
+#[derive(Debug, Clone, Default)]
+pub struct Moment {
+    /// From asking to the end, of answers to readers.
+    pub latency: Histogram,
+    /// Failures of every kind.
+    pub errors: u64,
+    /// The first of them, in words.
+    pub first_error: Option<String>,
+}
+
+/// A load that runs, to be looked at meanwhile.
+#[derive(Debug, Default)]
+pub struct Live {
+    answers: AtomicU64,
+    moment: Mutex<Moment>,
+}
+
+impl Live {
+    /// Answers so far.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// What was seen since this was asked last.
+    pub fn moment(&self) -> Moment {
+        std::mem::take(&mut *self.moment.lock())
+    }
+
+    fn saw(&self, kind: Kind, result: &Result<Answer, String>) {
+        let mut moment = self.moment.lock();
+        match result {
+            Ok(answer) => {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+                if kind == Kind::Read {
+                    moment.latency.record(answer.total);
+                }
+            }
+            Err(why) => {
+                moment.errors += 1;
+                moment.first_error.get_or_insert_with(|| why.clone());
+            }
+        }
+    }
+}
+
+/// Runs `plan` against `targets`, over which the clients are spread evenly. `live` can be looked at meanwhile.
+pub async fn run(targets: &[SocketAddr], mix: &Arc<Mix>, plan: &Plan, live: &Arc<Live>) -> Outcome {
+    // For ever is some years.
+    let duration = plan.duration.min(Duration::from_secs(100_000_000));
+    let end = Clock::System.now().monotonic + duration;
     let kinds = [
         (Kind::Read, plan.readers),
         (Kind::Stream, plan.chatters),
@@ -208,8 +258,11 @@ pub async fn run(targets: &[SocketAddr], mix: &Arc<Mix>, plan: &Plan, asked: &Ar
         for (number, target) in (0..count).zip(targets.iter().cycle()) {
             let seed = plan.seed ^ ((kind as u64 + 1) << 32 | number as u64);
             let client = Client::new(*target);
-            let (mix, asked) = (mix.clone(), asked.clone());
-            clients.spawn(async move { (kind, live(client, kind, &mix, Random(seed), end, &asked).await) });
+            let (mix, live, think) = (mix.clone(), live.clone(), kind.think(plan));
+            clients.spawn(async move {
+                let seen = lead_life(client, (kind, think), &mix, Random(seed), end, &live).await;
+                (kind, seen)
+            });
         }
     }
     let mut outcome = Outcome {
@@ -230,13 +283,13 @@ pub async fn run(targets: &[SocketAddr], mix: &Arc<Mix>, plan: &Plan, asked: &Ar
 }
 
 /// The life of one client until `end`.
-async fn live(
+async fn lead_life(
     mut client: Client,
-    kind: Kind,
+    (kind, think): (Kind, Duration),
     mix: &Mix,
     mut random: Random,
     end: Instant,
-    asked: &AtomicU64,
+    live: &Live,
 ) -> Seen {
     let mut seen = Seen::default();
     // Nobody's users all begin in the same instant.
@@ -251,15 +304,16 @@ async fn live(
         let Some(question) = mix.choose(kind, &mut random) else {
             return seen;
         };
-        pause = kind.think().mul_f64(0.5 + random.unit());
-        match client.ask(question).await {
+        pause = think.mul_f64(0.5 + random.unit());
+        let result = client.ask(question).await;
+        live.saw(kind, &result);
+        match result {
             Ok(answer) => {
                 seen.latency.record(answer.total);
                 seen.first.record(answer.first);
                 seen.hits += u64::from(answer.hit);
                 seen.shared += u64::from(answer.shared);
                 seen.in_time += u64::from(Clock::System.now().monotonic <= end);
-                asked.fetch_add(1, Ordering::Relaxed);
             }
             Err(why) => {
                 seen.errors += 1;

@@ -77,14 +77,17 @@ async fn a_run_counts_what_its_clients_saw() {
         chatters: 2,
         askers: 2,
         writers: 2,
+        pause: Duration::ZERO,
         duration: Duration::from_secs(6),
         seed: 1,
     };
-    let asked = Arc::new(AtomicU64::new(0));
-    let outcome = run(&[replay.address()], &Arc::new(mix()), &plan, &asked).await;
+    let live = Arc::new(Live::default());
+    let outcome = run(&[replay.address()], &Arc::new(mix()), &plan, &live).await;
     assert_eq!(outcome.errors(), 0, "{:?}", outcome.reads.first_error);
-    assert_eq!(outcome.answers(), asked.load(Ordering::Relaxed));
+    assert_eq!(outcome.answers(), live.answers());
     assert_eq!(outcome.answers(), replay.counters().requests);
+    assert_eq!(live.moment().latency.count(), outcome.reads.latency.count());
+    assert_eq!(live.moment().latency.count(), 0, "what was looked at is over");
     for seen in outcome.all() {
         assert!(seen.in_time > 0 && seen.in_time <= seen.latency.count());
     }

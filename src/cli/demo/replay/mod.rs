@@ -89,6 +89,8 @@ pub struct Replay {
 struct Shared {
     library: Library,
     options: ReplayOptions,
+    /// The bits of `options.time_scale`, which can be changed.
+    time_scale: AtomicU64,
     slots: Semaphore,
     state: Mutex<Counters>,
     backlog: Gauge,
@@ -129,6 +131,7 @@ impl Replay {
         let shared = Arc::new(Shared {
             library: Library::new(records),
             slots: Semaphore::new(options.slots.clamp(1, Semaphore::MAX_PERMITS)),
+            time_scale: AtomicU64::new(options.time_scale.to_bits()),
             options,
             state: Mutex::default(),
             backlog: Gauge::default(),
@@ -155,6 +158,11 @@ impl Replay {
             longest_backlog: self.shared.backlog.most.load(Ordering::Relaxed),
             ..self.shared.state.lock().clone()
         }
+    }
+
+    /// From now on captured times are multiplied with `scale`.
+    pub fn set_time_scale(&self, scale: f64) {
+        self.shared.time_scale.store(scale.to_bits(), Ordering::Relaxed);
     }
 
     /// Forgets what was counted; what is in flight or waits stays counted.
@@ -315,7 +323,8 @@ impl Shared {
 
     /// Waits until `at` milliseconds of captured time after `start`; an error when the client goes away meanwhile.
     async fn until(&self, connection: &mut Connection, start: Instant, at: f64) -> io::Result<()> {
-        let wait = Duration::try_from_secs_f64(at * self.options.time_scale / 1000.0).unwrap_or_default();
+        let scale = f64::from_bits(self.time_scale.load(Ordering::Relaxed));
+        let wait = Duration::try_from_secs_f64(at * scale / 1000.0).unwrap_or_default();
         if wait.is_zero() {
             return Ok(());
         }
