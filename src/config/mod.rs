@@ -6,11 +6,13 @@
 pub mod affinity;
 pub mod breaker;
 pub mod cache;
+pub mod expression;
 pub mod guard;
 pub mod listen;
 pub mod load;
 pub mod redis;
 pub mod routes;
+pub mod scrape;
 pub mod telemetry;
 pub mod upstreams;
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::affinity::Affinity;
+use super::scrape::ScrapeConfig;
 use crate::types::request::Lane;
 use crate::types::units::{Ratio, Span};
 
@@ -39,6 +40,8 @@ pub struct UpstreamConfig {
     pub discovery: Option<DiscoveryConfig>,
     /// Which replicas serve which route classes, by label. Default: each serves all.
     pub affinity: Affinity,
+    /// Where the resources of each replica are measured; for `weighted_health`.
+    pub scrape: Option<ScrapeConfig>,
 }
 
 /// Where replicas are found: one of `dns` and `srv`.

@@ -9,6 +9,7 @@ mod cache;
 mod discovery;
 mod guard;
 mod redis_url;
+mod scrape;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -215,6 +216,9 @@ impl Check {
             self.discovery(&at.join("discovery"), discovery);
         }
         self.affinity(&at.join("affinity"), &upstream.affinity);
+        if let Some(scrape) = &upstream.scrape {
+            self.scrape(&at.join("scrape"), scrape);
+        }
         self.number(
             &at.join("replicas"),
             upstream.replicas.len() + upstream.standby.len(),

@@ -9,6 +9,7 @@ mod lanes;
 mod names;
 mod place;
 mod probes;
+mod resources;
 mod score;
 mod shown;
 
@@ -56,6 +57,8 @@ enum Mood {
     TimesOut(Duration),
     /// Answers with this status and no content.
     Says(u16),
+    /// Answers with this report of its load.
+    Reports(&'static str),
     /// Answers with some content, and after that time with its end or this failure.
     Streams(Duration, Option<FailureKind>),
 }
@@ -123,6 +126,10 @@ impl Fake {
                 let mut response = Response::new(Body::Empty);
                 *response.status_mut() = status.try_into().unwrap();
                 Ok(response)
+            }
+            Mood::Reports(report) => {
+                let fields = Response::builder().header("endpoint-load-metrics", report);
+                Ok(fields.body(Body::Empty).unwrap())
             }
             Mood::Streams(after, failure) => Ok(Response::new(streaming(after, failure))),
         };
