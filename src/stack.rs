@@ -105,7 +105,9 @@ pub fn build(
     let redis = (config.cache.r#type == CacheType::Redis).then_some(&config.cache.redis);
     let (guard, sources) = GuardLayer::new(config.guard.as_ref(), redis, clock, metrics, on_gone)?;
     // FetchRequest: try again what may be tried again
-    let retry = RetryLayer::new(clock.clone(), RetryMetrics::register(registry).map_err(metric)?);
+    let metrics = RetryMetrics::register(registry).map_err(metric)?;
+    let seed = ahash::RandomState::new().hash_one("retries");
+    let retry = RetryLayer::new(&config.upstreams, clock.clone(), &metrics, seed);
     // Attempt: a slot of a healthy replica
     let (routing, routing_control) = RoutingLayer::new(
         &config.upstreams,

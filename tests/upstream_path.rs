@@ -113,7 +113,7 @@ fn path(addresses: &[SocketAddr], slots: usize) -> Path {
     let token = CancellationToken::new();
     upstream.spawn_background(token.clone(), &tracker);
     control.spawn_background(&upstream, &token, &tracker);
-    let retry = RetryLayer::new(clock, RetryMetrics::register(&registry).unwrap());
+    let retry = RetryLayer::new(&config, clock, &RetryMetrics::register(&registry).unwrap(), 1);
     Path {
         service: retry.layer(routing.layer(upstream)),
         control,

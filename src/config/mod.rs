@@ -11,6 +11,7 @@ pub mod guard;
 pub mod listen;
 pub mod load;
 pub mod redis;
+pub mod retry;
 pub mod routes;
 pub mod scrape;
 pub mod telemetry;

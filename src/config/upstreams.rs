@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::affinity::Affinity;
+use super::retry::{HedgeConfig, RetryConfig};
 use super::scrape::ScrapeConfig;
 use crate::types::request::Lane;
 use crate::types::units::{Ratio, Span};
@@ -36,6 +37,10 @@ pub struct UpstreamConfig {
     pub lanes: LanesConfig,
     /// Which replica is taken.
     pub balance: BalanceConfig,
+    /// How what failed is tried again.
+    pub retry: RetryConfig,
+    /// Whether slow reads are asked a second time, at another replica.
+    pub hedge: HedgeConfig,
     /// Replicas that are found by name while the proxy runs, beside those of `replicas` or instead of them.
     pub discovery: Option<DiscoveryConfig>,
     /// Which replicas serve which route classes, by label. Default: each serves all.

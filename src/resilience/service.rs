@@ -1,7 +1,7 @@
-//! The middleware: turns a fetch into attempts, up to three, within the fetch's deadline.
+//! The middleware: turns a fetch into attempts, within the fetch's deadline and the upstream's budget.
 //!
 //! All attempts share one head and one body. The body is taken by the attempt that sends it; once it is gone
-//! there is no further attempt.
+//! there is no further attempt. What happens to one fetch stands in `fetching`.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,26 +9,35 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::Response;
-use smallvec::SmallVec;
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service};
 
-use super::decision::reason_to_retry;
+use super::fetching::Fetching;
 use super::metrics::RetryMetrics;
-use crate::types::request::{Attempt, BodySlot, FailedAttempt, FetchRequest};
+use super::upstream::Upstream;
+use crate::config::Upstreams;
+use crate::types::request::{Attempt, FailedAttempt, FetchRequest};
 use crate::types::time::Clock;
-use crate::types::{Body, Failure};
+use crate::types::{Body, Failure, FailureKind};
 
 /// Puts [`Retry`] before a service that makes attempts.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RetryLayer {
+    upstreams: Arc<[Arc<Upstream>]>,
     clock: Clock,
-    metrics: RetryMetrics,
 }
 
 impl RetryLayer {
-    /// Retries by the time of `clock`.
-    pub fn new(clock: Clock, metrics: RetryMetrics) -> Self {
-        Self { clock, metrics }
+    /// Retries as `config` says, by the time of `clock`. What is random in it begins with `seed`.
+    pub fn new(config: &Upstreams, clock: Clock, metrics: &RetryMetrics, seed: u64) -> Self {
+        let now = clock.now().monotonic;
+        let upstreams = config.iter().enumerate().map(|(index, (name, upstream))| {
+            let seed = seed.wrapping_add(index as u64);
+            Arc::new(Upstream::new(upstream, seed, metrics.upstream(name), now))
+        });
+        Self {
+            upstreams: upstreams.collect(),
+            clock,
+        }
     }
 }
 
@@ -38,18 +47,18 @@ impl<S> Layer<S> for RetryLayer {
     fn layer(&self, inner: S) -> Retry<S> {
         Retry {
             inner,
+            upstreams: self.upstreams.clone(),
             clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
         }
     }
 }
 
 /// Tries a fetch again where that is safe.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Retry<S> {
     inner: S,
+    upstreams: Arc<[Arc<Upstream>]>,
     clock: Clock,
-    metrics: RetryMetrics,
 }
 
 impl<S> Service<FetchRequest> for Retry<S>
@@ -67,37 +76,13 @@ where
 
     fn call(&mut self, request: FetchRequest) -> Self::Future {
         let waiting = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, waiting);
+        let inner = std::mem::replace(&mut self.inner, waiting);
+        let upstream = self.upstreams.get(request.head.upstream.0).cloned();
         let clock = self.clock.clone();
-        let metrics = self.metrics.clone();
         Box::pin(async move {
-            let body = BodySlot::new(request.body);
-            let fetch = Arc::new(request.head);
-            let mut avoid = SmallVec::new();
-            let mut number = 0;
-            loop {
-                let attempt = Attempt {
-                    fetch: fetch.clone(),
-                    body: body.clone(),
-                    number,
-                    avoid: avoid.clone(),
-                };
-                let failed = match inner.ready().await {
-                    Ok(ready) => ready.call(attempt).await,
-                    Err(failed) => Err(failed),
-                };
-                let failed = match failed {
-                    Ok(response) => return Ok(response),
-                    Err(failed) => failed,
-                };
-                let in_time = fetch.deadline.is_none_or(|end| clock.now().monotonic < end);
-                match reason_to_retry(&failed, fetch.is_safe(), number) {
-                    Some(reason) if in_time && body.is_available() => metrics.retried(reason),
-                    _ => return Err(failed.failure),
-                }
-                avoid.extend(failed.replica);
-                number += 1;
-            }
+            let upstream =
+                upstream.ok_or_else(|| Failure::new(FailureKind::NoReplica, "there is no such upstream"))?;
+            Fetching::new(inner, upstream, clock, request).run().await
         })
     }
 }

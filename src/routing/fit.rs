@@ -54,6 +54,20 @@ pub(super) fn fit<'a>(
     fit
 }
 
+/// Whether those that may serve `class` are healthy replicas outside `avoid`; on standby only `with_standby`.
+pub(super) fn may_be_elsewhere(
+    members: &[Option<Arc<Replica>>],
+    class: RouteClass,
+    avoid: &Avoid,
+    with_standby: bool,
+    now: Instant,
+) -> bool {
+    // They are all alike in this.
+    fit(members, class, avoid, now).first().is_some_and(|replica| {
+        replica.is_healthy() && !avoid.contains(&replica.place()) && (with_standby || !replica.standby)
+    })
+}
+
 /// What `place` looks at: the replicas of `members` that are in question for a fetch, of which some are `fit` and some of
 /// these are `free`. `score` is asked for those that are fit and not free.
 pub(super) fn views<'a>(

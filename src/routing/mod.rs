@@ -10,7 +10,6 @@
 mod admission;
 pub mod balance;
 mod breaker;
-mod chance;
 pub mod control;
 mod discovery;
 mod fit;

@@ -17,8 +17,7 @@ use super::admission::Pass;
 use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
-use super::chance::Chance;
-use super::fit::{fit, refusal, unplaced, views};
+use super::fit::{fit, may_be_elsewhere, refusal, unplaced, views};
 use super::health::Event;
 use super::health::ewma::Usual;
 use super::health::score::Parts;
@@ -28,6 +27,7 @@ use super::metrics::LaneMetrics;
 use super::place::Rules;
 use super::replica::Replica;
 use crate::config::upstreams::LanesConfig;
+use crate::types::chance::Chance;
 use crate::types::outcome::RouteClass;
 use crate::types::request::{FetchHead, Lane};
 use crate::types::time::Clock;
@@ -250,6 +250,34 @@ impl Pool {
                 "every connection to the upstream is in use; the wait for one ran out",
             )),
         }
+    }
+
+    /// Takes a slot that is free now, of a healthy replica outside `avoid`. With `pressing` it may be one on standby;
+    /// otherwise nobody may be waiting for a slot.
+    ///
+    /// # Errors
+    /// `Overloaded` when there is none.
+    pub(super) fn take_at_once(
+        self: &Arc<Self>,
+        fetch: &FetchHead,
+        avoid: &Avoid,
+        pressing: bool,
+    ) -> Result<Admitted, Failure> {
+        let (lane, class, now) = (fetch.lane, fetch.class, self.now());
+        let may_be = |members: &[_]| may_be_elsewhere(members, class, avoid, pressing, now);
+        let mut state = self.state.lock();
+        let waits = |lane: &Lane| state.lanes.length(*lane) > 0;
+        let others_first = waits(&lane) || (!pressing && Lane::ALL.iter().any(waits));
+        if !others_first
+            && self.members.with(may_be)
+            && let Choice::Replica(replica, ticket) = self.choose(&mut state.slots, lane, class, avoid)
+        {
+            return Ok(self.hand(replica, ticket, lane));
+        }
+        Err(Failure::new(
+            FailureKind::Overloaded,
+            "no other replica of the upstream is free",
+        ))
     }
 
     /// Takes what was learnt about a replica into account.

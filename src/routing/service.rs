@@ -19,7 +19,6 @@ use tower::{Layer, Service};
 use super::admission::{FAIR_CHANCE, verdict};
 use super::balance;
 use super::breaker::Verdict;
-use super::chance::Chance;
 use super::control::RoutingControl;
 use super::health::Event;
 use super::metrics::RoutingMetrics;
@@ -28,9 +27,10 @@ use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
 use super::resolve::{Resolve, SystemResolver};
 use crate::config::{BreakerConfig, Upstreams};
+use crate::types::chance::Chance;
 use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
-use crate::types::request::{Attempt, Dispatch, FailedAttempt, UpstreamId};
+use crate::types::request::{Attempt, Dispatch, FailedAttempt, Placing, UpstreamId};
 use crate::types::time::Clock;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -179,7 +179,6 @@ where
 fn nowhere(failure: Failure) -> FailedAttempt {
     FailedAttempt {
         failure,
-        replica: None,
         replica_unhealthy: false,
     }
 }
@@ -196,12 +195,14 @@ where
     let asked = clock.now().monotonic;
     let deadline = attempt.fetch.deadline;
     let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
-    let (taken, pass) = pool
-        .take(&attempt.fetch, &attempt.avoid, limit)
-        .await
-        .map_err(nowhere)?;
+    let (taken, pass) = match attempt.placing {
+        Placing::Queue => pool.take(&attempt.fetch, &attempt.avoid, limit).await,
+        Placing::Elsewhere => pool.take_at_once(&attempt.fetch, &attempt.avoid, true),
+        Placing::Hedge => pool.take_at_once(&attempt.fetch, &attempt.avoid, false),
+    }
+    .map_err(nowhere)?;
     let replica = &taken.replica.clone();
-    let place = replica.place();
+    attempt.placed.set(replica.place());
     let started = clock.now().monotonic;
     if replica.endpoint.addresses().is_empty() {
         replica.look_up(started, deadline, clock).await;
@@ -225,7 +226,6 @@ where
                     "the upstream did not answer and was found unhealthy",
                 )
                 .sent(),
-                replica: Some(place),
                 replica_unhealthy: true,
             });
         }
@@ -269,7 +269,6 @@ where
             }
             Err(FailedAttempt {
                 failure,
-                replica: Some(place),
                 replica_unhealthy: false,
             })
         }

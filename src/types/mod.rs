@@ -3,6 +3,7 @@
 //! A leaf of the module graph: it imports nothing of this crate, and every stage may import it.
 
 pub mod body;
+pub mod chance;
 pub mod endpoint;
 pub mod failure;
 #[cfg(test)]

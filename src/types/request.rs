@@ -5,12 +5,13 @@
 //! resilience → routing: [`Attempt`]. routing → upstream: [`Dispatch`].
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::request::Parts;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::body::Body;
@@ -255,6 +256,44 @@ impl BodySlot {
     }
 }
 
+/// Which replicas an attempt may have, and whether it may wait for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placing {
+    /// Any, those of [`Attempt::avoid`] when no other can serve; it waits its turn for a slot.
+    Queue,
+    /// A healthy one outside `avoid` that has a slot free at once. Otherwise it is refused.
+    Elsewhere,
+    /// The same, but not one on standby, and only while nobody waits for a slot.
+    Hedge,
+}
+
+/// Where routing notes which replica an attempt has; who made the attempt can wait for that.
+#[derive(Debug, Clone, Default)]
+pub struct Placed(Arc<(OnceLock<usize>, Notify)>);
+
+impl Placed {
+    /// Notes the replica's place in its upstream; the first one counts.
+    pub fn set(&self, place: usize) {
+        if self.0.0.set(place).is_ok() {
+            self.0.1.notify_waiters();
+        }
+    }
+
+    /// The replica, once it is chosen.
+    pub fn get(&self) -> Option<usize> {
+        self.0.0.get().copied()
+    }
+
+    /// Returns once the replica is chosen.
+    pub async fn wait(&self) {
+        // Made before the look, so that no note is missed.
+        let noted = self.0.1.notified();
+        if self.get().is_none() {
+            noted.await;
+        }
+    }
+}
+
 /// One try of a fetch.
 #[derive(Debug, Clone)]
 pub struct Attempt {
@@ -264,8 +303,12 @@ pub struct Attempt {
     pub body: BodySlot,
     /// 0 for the first try.
     pub number: u32,
-    /// Replicas (by index in their upstream) that already failed this fetch.
+    /// Replicas (by index in their upstream) that already failed this fetch, or are being asked.
     pub avoid: SmallVec<[usize; 4]>,
+    /// Where it may go.
+    pub placing: Placing,
+    /// Where it went.
+    pub placed: Placed,
 }
 
 /// A fetch without its body; all its attempts share it.
@@ -296,13 +339,11 @@ impl FetchHead {
     }
 }
 
-/// An attempt that came to no answer, with the replica at which it failed.
+/// An attempt that came to no answer; [`Attempt::placed`] says at which replica.
 #[derive(Debug)]
 pub struct FailedAttempt {
     /// What went wrong.
     pub failure: Failure,
-    /// The replica (by index in its upstream) that is to blame; `None` when none was tried.
-    pub replica: Option<usize>,
     /// Whether the attempt was ended while it still waited, because its replica had become unhealthy and
     /// another can serve.
     pub replica_unhealthy: bool,

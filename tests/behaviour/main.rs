@@ -16,6 +16,7 @@ mod breaker;
 mod captures;
 mod coalescing;
 mod commands;
+mod deliveries;
 mod discovery;
 mod drain;
 mod endurance;

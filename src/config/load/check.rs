@@ -9,6 +9,7 @@ mod cache;
 mod discovery;
 mod guard;
 mod redis_url;
+mod retry;
 mod scrape;
 
 use std::collections::BTreeSet;
@@ -274,6 +275,8 @@ impl Check {
                 }
             }
         }
+        self.retry(&at.join("retry"), &upstream.retry);
+        self.hedge(&at.join("hedge"), &upstream.hedge);
         let health = at.join("health_check");
         let check = &upstream.health_check;
         for (name, count) in [

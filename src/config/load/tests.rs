@@ -6,6 +6,7 @@ mod guard;
 mod lanes;
 mod redis;
 mod replicas;
+mod retry;
 mod scrape;
 
 use std::time::Duration;

@@ -19,8 +19,8 @@ use smallvec::SmallVec;
 
 use super::spread::{Spread, THRESHOLD};
 use super::{Balance, Candidate};
-use crate::routing::chance::Chance;
 use crate::routing::health::within;
+use crate::types::chance::Chance;
 
 /// Scores count as equal to the best when they are not less than it by more than this factor.
 const ALIKE: f64 = 2.0;

@@ -12,8 +12,8 @@ mod zones;
 
 use smallvec::SmallVec;
 
-use super::chance::Chance;
 use crate::config::affinity::{Affinity, AffinityConfig, Labels, MOST_TERMS, Term};
+use crate::types::chance::Chance;
 use crate::types::outcome::RouteClass;
 use crate::types::{Failure, FailureKind};
 

@@ -1,3 +1,5 @@
+//! Which replicas are left of those that could serve, by rules, preferences and zones.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -7,7 +7,7 @@
 //! score times slots over its free replicas. A zone that is full, or gone, holds nobody back.
 
 use super::{Left, View};
-use crate::routing::chance::Chance;
+use crate::types::chance::Chance;
 
 /// The score from which on a zone keeps all requests. 1 / 1.4, rounded: Envoy's overprovisioning factor, by which a
 /// locality keeps its traffic while 71 % of its hosts are healthy. Here it also means that a zone that is otherwise

@@ -138,10 +138,13 @@ async fn reads_that_wait_for_a_frozen_replica_are_ended_within_their_time_and_co
     rig.fake.mood(0, FROZEN);
     rig.start();
     let start = Clock::System.now().monotonic;
-    let ended = rig.get().await.unwrap_err();
+    let (ended, place) = rig
+        .place(page(), &[], Some(Duration::from_secs(5)), Placing::Queue)
+        .await;
+    let ended = ended.unwrap_err();
     let waited = Clock::System.now().monotonic - start;
     assert!(waited < Duration::from_millis(4_300), "{waited:?}");
-    assert_eq!((ended.replica, ended.replica_unhealthy), (Some(0), true));
+    assert_eq!((place, ended.replica_unhealthy), (Some(0), true));
     assert_eq!(ended.failure.kind, FailureKind::UpstreamTimeout);
     let replica = &rig.status().replicas[0];
     assert_eq!((replica.consecutive_failures, replica.in_flight), (3, 0));

@@ -4,10 +4,12 @@
 
 mod breaker;
 mod discovery;
+mod fake;
 mod frozen;
 mod lanes;
 mod names;
 mod place;
+mod placing;
 mod probes;
 mod resources;
 mod score;
@@ -31,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Layer, Service};
 
+use fake::*;
+
 use super::health::Event;
 use super::replica::Replica;
 use super::resolve::{Lookup, Resolve};
@@ -41,145 +45,12 @@ use crate::types::endpoint::Slot;
 use crate::types::ids::Principal;
 use crate::types::outcome::{Phases, RouteClass};
 use crate::types::request::{
-    Attempt, BodySlot, Client, Dispatch, FailedAttempt, FetchHead, Lane, Timeouts, UpstreamId,
+    Attempt, BodySlot, Client, Dispatch, FailedAttempt, FetchHead, Lane, Placed, Placing, Timeouts,
+    UpstreamId,
 };
 use crate::types::time::Clock;
 use crate::types::units::{Ratio, Span};
 use crate::types::{Body, Failure, FailureKind};
-
-/// What a replica does with requests and probes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Mood {
-    /// Answers after that time.
-    Answers(Duration),
-    Refuses,
-    Resets,
-    TimesOut(Duration),
-    /// Answers with this status and no content.
-    Says(u16),
-    /// Answers with this report of its load.
-    Reports(&'static str),
-    /// Answers with some content, and after that time with its end or this failure.
-    Streams(Duration, Option<FailureKind>),
-}
-
-const HANGS: Mood = Mood::TimesOut(Duration::from_secs(5));
-
-/// How long a generation lasts, on any replica.
-const STREAM: Duration = Duration::from_secs(60);
-
-const QUICK: Mood = Mood::Answers(Duration::from_millis(1));
-
-/// Replicas that behave as told, and what they saw.
-#[derive(Clone, Default)]
-struct Fake {
-    moods: Arc<Mutex<Vec<Mood>>>,
-    /// Replicas in the order in which requests (not probes) reached them, with the targets.
-    served: Arc<Mutex<Vec<(usize, String)>>>,
-    probes: Arc<AtomicUsize>,
-    busy: Arc<AtomicUsize>,
-    busiest: Arc<AtomicUsize>,
-}
-
-impl Fake {
-    fn mood(&self, replica: usize, mood: Mood) {
-        self.moods.lock()[replica] = mood;
-    }
-
-    fn replicas(&self) -> Vec<usize> {
-        std::mem::take(&mut *self.served.lock())
-            .into_iter()
-            .map(|(replica, _)| replica)
-            .collect()
-    }
-
-    async fn serve(self, dispatch: Dispatch) -> Result<Response<Body>, Failure> {
-        let Dispatch {
-            fetch,
-            endpoint,
-            slot,
-            body,
-        } = dispatch;
-        let mood = self.moods.lock()[endpoint.replica];
-        let _sent = body.take();
-        if slot.is_some() {
-            let target = fetch.parts.uri.to_string();
-            self.served.lock().push((endpoint.replica, target));
-            let busy = self.busy.fetch_add(1, Ordering::SeqCst) + 1;
-            self.busiest.fetch_max(busy, Ordering::SeqCst);
-        } else {
-            self.probes.fetch_add(1, Ordering::SeqCst);
-        }
-        let result = match mood {
-            Mood::Answers(after) => {
-                let stream = fetch.lane == Lane::Generation;
-                sleep(if stream { STREAM } else { after }).await;
-                Ok(Response::new(Body::Empty))
-            }
-            Mood::Refuses => Err(Failure::new(FailureKind::ConnectFailed, "")),
-            Mood::Resets => Err(Failure::new(FailureKind::UpstreamReset, "").sent()),
-            Mood::TimesOut(after) => {
-                sleep(after).await;
-                Err(Failure::new(FailureKind::UpstreamTimeout, "").sent())
-            }
-            Mood::Says(status) => {
-                let mut response = Response::new(Body::Empty);
-                *response.status_mut() = status.try_into().unwrap();
-                Ok(response)
-            }
-            Mood::Reports(report) => {
-                let fields = Response::builder().header("endpoint-load-metrics", report);
-                Ok(fields.body(Body::Empty).unwrap())
-            }
-            Mood::Streams(after, failure) => Ok(Response::new(streaming(after, failure))),
-        };
-        if slot.is_some() {
-            self.busy.fetch_sub(1, Ordering::SeqCst);
-        }
-        drop(slot);
-        result
-    }
-}
-
-fn streaming(after: Duration, failure: Option<FailureKind>) -> Body {
-    Body::stream(StreamBody::new(stream::unfold(0, move |at| async move {
-        match at {
-            0 => Some((Ok(Frame::data(Bytes::from_static(b"data"))), 1)),
-            1 => {
-                sleep(after).await;
-                failure.map(|kind| (Err(Failure::new(kind, "").sent()), 2))
-            }
-            _ => None,
-        }
-    })))
-}
-
-impl Service<Dispatch> for Fake {
-    type Response = Response<Body>;
-    type Error = Failure;
-    type Future = BoxFuture<'static, Result<Response<Body>, Failure>>;
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Failure>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-    fn call(&mut self, dispatch: Dispatch) -> Self::Future {
-        Box::pin(self.clone().serve(dispatch))
-    }
-}
-
-/// A name service that the test rewrites.
-#[derive(Clone, Default)]
-struct Names {
-    answer: Arc<Mutex<Option<Vec<SocketAddr>>>>,
-    lookups: Arc<AtomicUsize>,
-}
-
-impl Resolve for Names {
-    fn lookup(&self, _host: &str, _port: u16) -> Lookup {
-        self.lookups.fetch_add(1, Ordering::SeqCst);
-        let answer = self.answer.lock().clone();
-        Box::pin(async move { answer.ok_or_else(|| io::Error::other("no such name")) })
-    }
-}
 
 /// The lane that a path begins with, short if none.
 fn lane_of(path: &str) -> Lane {
@@ -190,6 +61,10 @@ fn lane_of(path: &str) -> Lane {
 /// The caller whose number is the query.
 fn caller_of(query: Option<&str>) -> Option<Principal> {
     Some(Principal([query?.parse().unwrap(); 16]))
+}
+
+fn page() -> Request<Body> {
+    Request::get("/").body(Body::Empty).unwrap()
 }
 
 struct Rig {
@@ -284,6 +159,17 @@ impl Rig {
         avoid: &[usize],
         total: Option<Duration>,
     ) -> Result<Response<Body>, FailedAttempt> {
+        self.place(request, avoid, total, Placing::Queue).await.0
+    }
+
+    /// An attempt, and the place that was chosen for it.
+    async fn place(
+        &self,
+        request: Request<Body>,
+        avoid: &[usize],
+        total: Option<Duration>,
+        placing: Placing,
+    ) -> (Result<Response<Body>, FailedAttempt>, Option<usize>) {
         let (parts, body) = request.into_parts();
         let attempt = Attempt {
             fetch: Arc::new(FetchHead {
@@ -303,8 +189,11 @@ impl Rig {
             body: BodySlot::new(body),
             number: 0,
             avoid: avoid.into(),
+            placing,
+            placed: Placed::default(),
         };
-        self.routing.clone().call(attempt).await
+        let placed = attempt.placed.clone();
+        (self.routing.clone().call(attempt).await, placed.get())
     }
 
     async fn get(&self) -> Result<Response<Body>, FailedAttempt> {
@@ -445,9 +334,9 @@ async fn the_queue_is_bounded_and_leaving_it_makes_room() {
         ),
         (2, 2.0)
     );
-    let refused = rig.get().await.unwrap_err();
+    let (refused, place) = rig.place(page(), &[], None, Placing::Queue).await;
     assert_eq!(
-        (refused.failure.kind, refused.replica),
+        (refused.unwrap_err().failure.kind, place),
         (FailureKind::Overloaded, None)
     );
     drop(second);
@@ -497,7 +386,10 @@ async fn failures_in_a_row_put_a_replica_out_and_only_the_healthy_serve() {
         rig.fake.mood(0, mood);
         let mut failed = 0;
         for _ in 0..6 {
-            failed += usize::from(rig.get().await.is_err_and(|failed| failed.replica == Some(0)));
+            let (result, place) = rig
+                .place(page(), &[], Some(Duration::from_secs(5)), Placing::Queue)
+                .await;
+            failed += usize::from(result.is_err() && place == Some(0));
         }
         assert_eq!((failed, rig.healthy()), (3, vec![false, true]), "{mood:?}");
         assert_eq!(rig.status().replicas[0].consecutive_failures, 3);

@@ -7,6 +7,7 @@ pub mod child;
 pub mod client;
 pub mod dns;
 pub mod edge;
+pub mod faulty;
 pub mod fleet;
 pub mod http2;
 pub mod known;
