@@ -6,12 +6,14 @@
 pub mod affinity;
 pub mod breaker;
 pub mod cache;
+pub mod expression;
 pub mod guard;
 pub mod listen;
 pub mod load;
 pub mod redis;
 pub mod retry;
 pub mod routes;
+pub mod scrape;
 pub mod telemetry;
 pub mod upstreams;
 

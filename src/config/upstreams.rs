@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::affinity::Affinity;
 use super::retry::{HedgeConfig, RetryConfig};
+use super::scrape::ScrapeConfig;
 use crate::types::request::Lane;
 use crate::types::units::{Ratio, Span};
 
@@ -44,6 +45,8 @@ pub struct UpstreamConfig {
     pub discovery: Option<DiscoveryConfig>,
     /// Which replicas serve which route classes, by label. Default: each serves all.
     pub affinity: Affinity,
+    /// Where the resources of each replica are measured; for `weighted_health`.
+    pub scrape: Option<ScrapeConfig>,
 }
 
 /// Where replicas are found: one of `dns` and `srv`.

@@ -21,7 +21,7 @@ pub use super::health::score::Parts;
 pub use super::observed::{FirstByte, LastError};
 use super::pool::{self, LaneLoad, Pool};
 use super::replica::{Blueprint, Replica};
-use super::{discovery, probe};
+use super::{discovery, probe, scrape, tcp_state};
 use crate::config::upstreams::{BalancePolicy, DiscoveryConfig};
 use crate::types::request::Dispatch;
 use crate::types::time::Clock;
@@ -120,12 +120,16 @@ impl RoutingControl {
         S: Service<Dispatch, Response = Response<Body>, Error = Failure> + Clone + Send + Sync + 'static,
         S::Future: Send,
     {
+        let looking = tcp_state::keep(self.pools.clone(), self.clock.clone());
+        tracker.spawn(token.clone().run_until_cancelled_owned(looking));
         let upstreams = self.pools.iter().zip(self.blueprints.iter());
         for (index, (pool, blueprint)) in upstreams.enumerate() {
             let publishing = pool.clone().keep_publishing();
             tracker.spawn(token.clone().run_until_cancelled_owned(publishing));
             let start = {
                 let (pool, check, clock) = (pool.clone(), blueprint.check.clone(), self.clock.clone());
+                let (scraping, name) = (blueprint.scrape.clone(), blueprint.name.clone());
+                let metrics = blueprint.metrics.clone();
                 let (upstream, token, tracker) = (upstream.clone(), token.clone(), tracker.clone());
                 move |replica: Arc<Replica>| {
                     let ends = (token.clone(), replica.stop.clone());
@@ -141,6 +145,11 @@ impl RoutingControl {
                         clock.clone(),
                     );
                     run(probing.boxed());
+                    if let Some(config) = scraping.clone() {
+                        let counters = metrics.scrapes(&name, &replica.endpoint.authority());
+                        let scraping = scrape::keep(replica.clone(), config, counters, clock.clone());
+                        run(scraping.boxed());
+                    }
                     if !replica.endpoint.is_literal() {
                         let looking = probe::keep_looking_up(replica, clock.clone());
                         run(looking.boxed());

@@ -24,6 +24,7 @@ pub struct RoutingMetrics {
     dispatches: IntCounterVec,
     breaker: IntGaugeVec,
     transitions: IntCounterVec,
+    scrapes: IntCounterVec,
     changes: IntCounterVec,
     discovery: IntCounterVec,
     score: GaugeVec,
@@ -90,6 +91,9 @@ const RESULTS: [&str; 7] = [
     "other",
     "replica_unhealthy",
 ];
+
+/// How a scrape ends.
+const SCRAPE_RESULTS: [&str; 2] = ["ok", "failed"];
 
 /// What may happen in finding replicas by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,6 +204,12 @@ impl RoutingMetrics {
             &["upstream", "replica", "to"],
         )?;
         registry.register(Box::new(transitions.clone()))?;
+        let scrapes = Opts::new(
+            "dify_edge_upstream_scrapes_total",
+            "Scrapes of a replica's resources, by how they ended.",
+        );
+        let scrapes = IntCounterVec::new(scrapes, &["upstream", "replica", "result"])?;
+        registry.register(Box::new(scrapes.clone()))?;
         let changes = IntCounterVec::new(
             Opts::new(
                 "dify_edge_replica_transitions_total",
@@ -268,6 +278,7 @@ impl RoutingMetrics {
                 &replica,
             )?,
             transitions,
+            scrapes,
             changes,
             discovery,
             score,
@@ -298,6 +309,9 @@ impl RoutingMetrics {
         let _ = self.healthy.remove_label_values(labels);
         let _ = self.score.remove_label_values(labels);
         let _ = self.breaker.remove_label_values(labels);
+        for result in SCRAPE_RESULTS {
+            let _ = self.scrapes.remove_label_values(&[upstream, replica, result]);
+        }
         for result in RESULTS {
             let _ = self.dispatches.remove_label_values(&[upstream, replica, result]);
         }
@@ -311,6 +325,11 @@ impl RoutingMetrics {
                 .transitions
                 .remove_label_values(&[upstream, replica, state.as_str()]);
         }
+    }
+
+    /// Counters of a replica's scrapes: those that worked, and the others.
+    pub(super) fn scrapes(&self, upstream: &str, replica: &str) -> [IntCounter; 2] {
+        SCRAPE_RESULTS.map(|result| self.scrapes.with_label_values(&[upstream, replica, result]))
     }
 
     pub(super) fn lanes(&self, upstream: &str) -> [LaneMetrics; Lane::ALL.len()] {

@@ -103,10 +103,11 @@ where
         return Err("the probe's path cannot be asked for".into());
     };
     let exchange = async {
-        let response = service
+        let mut response = service
             .oneshot(dispatch)
             .await
             .map_err(|failure| failure.detail)?;
+        replica.take_report(response.headers_mut(), clock.now().monotonic);
         let status = response.status();
         // Read to the end, so that the replica's log shows no broken connection.
         let mut body = response.into_body();

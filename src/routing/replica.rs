@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -16,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use super::admission::Door;
 use super::gradient::Gradient;
 use super::health::signals::Signals;
-use super::health::{Event, Health};
+use super::health::{Event, Health, orca};
 use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
 use super::observed::Observed;
 use super::place::{Marks, Rules};
 use super::resolve::Resolve;
 use crate::config::BreakerConfig;
+use crate::config::scrape::ScrapeConfig;
 use crate::config::upstreams::{Auto, Capacity, ConnectionsConfig, HealthCheckConfig, ReplicaConfig};
 use crate::types::endpoint::Endpoint;
 use crate::types::outcome::RouteClass;
@@ -38,6 +40,7 @@ pub(super) struct Blueprint {
     pub(super) name: String,
     pub(super) breaker: BreakerConfig,
     pub(super) check: HealthCheckConfig,
+    pub(super) scrape: Option<ScrapeConfig>,
     /// What a replica can take, if that is known, and
     pub(super) capacity: Option<Capacity>,
     /// how much of that is used.
@@ -218,6 +221,13 @@ impl Replica {
             }
         }
         changed
+    }
+
+    /// Takes what it says about its load off the head of an answer, and into account.
+    pub(super) fn take_report(&self, head: &mut HeaderMap, now: Instant) {
+        if let Some(share) = orca::take(head) {
+            self.signals.lock().resources.reported(share, now);
+        }
     }
 
     /// Looks the name up, unless somebody did after `since`. Keeps the old addresses when that fails.

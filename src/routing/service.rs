@@ -101,6 +101,7 @@ impl RoutingLayer {
                 name: name.clone(),
                 breaker: breaker.clone(),
                 check: check.clone(),
+                scrape: upstream.scrape.clone(),
                 capacity: upstream.capacity,
                 connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
@@ -234,6 +235,7 @@ where
         .dispatched(result.as_ref().err().map(|failure| failure.kind));
     match result {
         Ok(mut response) => {
+            replica.take_report(response.headers_mut(), clock.now().monotonic);
             pool.learn(replica, Event::RequestOk);
             match response.status() {
                 // Of the server before the replica, or of one that is overloaded.

@@ -32,6 +32,7 @@ mod limits;
 mod memory;
 mod place;
 mod protocols;
+mod resources;
 mod secrets;
 mod shared_cache;
 mod shared_faults;

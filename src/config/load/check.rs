@@ -10,6 +10,7 @@ mod discovery;
 mod guard;
 mod redis_url;
 mod retry;
+mod scrape;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -216,6 +217,9 @@ impl Check {
             self.discovery(&at.join("discovery"), discovery);
         }
         self.affinity(&at.join("affinity"), &upstream.affinity);
+        if let Some(scrape) = &upstream.scrape {
+            self.scrape(&at.join("scrape"), scrape);
+        }
         self.number(
             &at.join("replicas"),
             upstream.replicas.len() + upstream.standby.len(),

@@ -7,6 +7,7 @@ mod lanes;
 mod redis;
 mod replicas;
 mod retry;
+mod scrape;
 
 use std::time::Duration;
 

@@ -27,6 +27,9 @@ const LEAST_KEPT: f64 = 0.9;
 const MOST: f64 = 64.0;
 /// One answer moves the median by this factor.
 const STEP: f64 = 1.05;
+/// Seconds. A shorter time counts as this one: between answers that take less, chance makes more difference than
+/// replicas do.
+const SHORTEST: f64 = 0.005;
 
 /// The share that is left after `passed` of what fades with `decay`.
 pub(super) fn left(passed: Duration, decay: Duration) -> f64 {
@@ -72,8 +75,7 @@ impl Usual {
         if !matches!(class, Metadata | Listing | Auth | TaskStatus | Health) {
             return None;
         }
-        // Not 0, by which nothing can be divided.
-        let time = time.as_secs_f64().max(1e-6);
+        let time = time.as_secs_f64().max(SHORTEST);
         let usual = self.0[class as usize].get_or_insert(time);
         let ratio = time / *usual;
         // The median is where as many steps go up as down.
@@ -111,6 +113,21 @@ mod tests {
             mean.observe(1.0, at(60) + n * FALL / 10);
         }
         assert!(mean.value(at(65)).unwrap() < 1.1);
+    }
+
+    #[test]
+    fn answers_of_less_than_some_milliseconds_are_alike() {
+        let mut usual = Usual::default();
+        for micros in [300, 50, 4000, 800].into_iter().cycle().take(100) {
+            let ratio = usual
+                .ratio(RouteClass::Listing, Duration::from_micros(micros))
+                .unwrap();
+            assert!((ratio - 1.0).abs() < 0.1, "{micros}: {ratio}");
+        }
+        let slow = usual
+            .ratio(RouteClass::Listing, Duration::from_millis(20))
+            .unwrap();
+        assert!((3.5..4.5).contains(&slow), "{slow}");
     }
 
     #[test]

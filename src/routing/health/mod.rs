@@ -2,11 +2,15 @@
 //!
 //! Failures in a row, of probes or of requests, put a replica out; only good probes in a row bring it back,
 //! because while it is out it may get no requests to prove itself with. How well a replica serves that is in,
-//! is `score`'s matter, over what `signals` gathers.
+//! is `score`'s matter, over what `signals` gathers, `resources` among it: what is measured, rather than learnt.
 
 pub mod ewma;
+pub mod orca;
+pub mod resources;
 pub mod score;
+pub mod scrape;
 pub mod signals;
+pub mod tcp;
 
 /// `x` from 0 to `most`; NaN is 0.
 pub(super) fn within(x: f64, most: f64) -> f64 {

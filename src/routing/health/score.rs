@@ -25,6 +25,8 @@ const CPU_HALF: f64 = 0.8;
 const NETWORK_HALF: f64 = 15.0;
 /// Share of failed requests that halves the score.
 const ERRORS_HALF: f64 = 0.1;
+/// Share of segments sent again that halves the score; below half a percent it is what networks do.
+const RETRANSMITS_HALF: f64 = 0.05;
 /// Share of the slots in use that halves the score: only one that is full.
 const IN_FLIGHT_HALF: f64 = 1.0;
 /// How many usual times more than the usual time to the first byte halve the score. Less than usual is no virtue:
@@ -42,6 +44,8 @@ pub struct Inputs {
     pub cpu: Option<f64>,
     /// Round trip to it.
     pub network: Option<Duration>,
+    /// Share of the TCP segments sent to it that had to be sent again, 0 to 1.
+    pub retransmits: Option<f64>,
     /// Share of requests that failed lately, 0 to 1.
     pub errors: Option<f64>,
     /// Share of its slots in use, 0 to 1.
@@ -61,6 +65,8 @@ pub struct Parts {
     pub cpu: f64,
     /// Of the round trip.
     pub network: f64,
+    /// Of segments sent again.
+    pub retransmits: f64,
     /// Of failed requests.
     pub errors: f64,
     /// Of slots in use.
@@ -81,6 +87,7 @@ impl Parts {
         Self {
             cpu: factor(share(inputs.cpu), CPU_HALF, 4),
             network: factor(network, NETWORK_HALF, 2),
+            retransmits: factor(share(inputs.retransmits), RETRANSMITS_HALF, 2),
             errors: factor(share(inputs.errors), ERRORS_HALF, 2),
             in_flight: factor(share(inputs.in_flight), IN_FLIGHT_HALF, 4),
             slowness: factor(inputs.slowness.map(|ratio| ratio - 1.0), SLOWNESS_HALF, 6),
@@ -97,8 +104,9 @@ impl Parts {
 
     /// The score.
     pub fn score(&self) -> f64 {
+        let network = self.network * self.retransmits;
         let product =
-            self.cpu * self.network * self.errors * self.in_flight * self.slowness * self.probe * self.start;
+            self.cpu * network * self.errors * self.in_flight * self.slowness * self.probe * self.start;
         product.max(LEAST)
     }
 }
@@ -143,6 +151,10 @@ mod tests {
                 ..none
             },
             Inputs {
+                retransmits: Some(0.05),
+                ..none
+            },
+            Inputs {
                 errors: Some(0.3),
                 ..none
             },
@@ -166,6 +178,11 @@ mod tests {
         for inputs in bad {
             assert!(score(inputs) <= 0.5, "{inputs:?}");
         }
+        let usual = Inputs {
+            retransmits: Some(0.005),
+            ..none
+        };
+        assert!(score(usual) >= 0.99);
     }
 
     fn inputs() -> impl Strategy<Value = Inputs> {
@@ -177,13 +194,15 @@ mod tests {
             some(),
             some(),
             some(),
+            some(),
             any::<Option<bool>>(),
             some(),
         )
             .prop_map(
-                |(cpu, network, errors, in_flight, slowness, probe, start)| Inputs {
+                |(cpu, network, retransmits, errors, in_flight, slowness, probe, start)| Inputs {
                     cpu,
                     network,
+                    retransmits,
                     errors,
                     in_flight,
                     slowness,
@@ -212,9 +231,10 @@ mod tests {
                 set(&mut inputs, x);
                 score(inputs)
             };
-            let worse: [Set; 7] = [
+            let worse: [Set; 8] = [
                 &|i, x| i.cpu = Some(x / 10.0),
                 &|i, x| i.network = Some(Duration::from_secs_f64(x / 100.0)),
+                &|i, x| i.retransmits = Some(x / 10.0),
                 &|i, x| i.errors = Some(x / 10.0),
                 &|i, x| i.in_flight = Some(x / 10.0),
                 &|i, x| i.slowness = Some(x),

@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ewma::{PeakEwma, left};
+use super::resources::Resources;
 use super::score::Inputs;
 
-/// After this time, 63 % of the requests that were counted are forgotten.
+/// After this time, 63 % of what was counted is forgotten.
 const MEMORY: Duration = Duration::from_secs(30);
 /// So many good requests are taken for granted, so that one failure alone is not all that counts.
 const GRANTED: f64 = 5.0;
@@ -20,15 +21,17 @@ const SLOW_START: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Default)]
 pub struct Signals {
     slowness: PeakEwma,
-    errors: ErrorRate,
+    errors: Share,
     probe: Option<bool>,
     back_since: Option<Instant>,
+    /// What was measured of it.
+    pub resources: Resources,
 }
 
 impl Signals {
     /// A request was answered; `ratio` is its time to the first byte over the usual one, if that tells something.
     pub fn answered(&mut self, ratio: Option<f64>, now: Instant) {
-        self.errors.count(false, now);
+        self.errors.count(0.0, 1.0, now);
         if let Some(ratio) = ratio {
             self.slowness.observe(ratio, now);
         }
@@ -36,7 +39,7 @@ impl Signals {
 
     /// A request failed, and the replica is to blame.
     pub fn failed(&mut self, now: Instant) {
-        self.errors.count(true, now);
+        self.errors.count(1.0, 1.0, now);
     }
 
     /// A probe was answered, or not.
@@ -44,11 +47,12 @@ impl Signals {
         self.probe = Some(well);
     }
 
-    /// The replica came back, or appeared: what was learnt before is forgotten, and it starts slowly.
+    /// The replica came back, or appeared: what was learnt from its answers is forgotten, and it starts slowly.
     pub fn came_back(&mut self, now: Instant) {
         *self = Self {
             back_since: Some(now),
             probe: self.probe,
+            resources: std::mem::take(&mut self.resources),
             ..Self::default()
         };
     }
@@ -58,47 +62,50 @@ impl Signals {
         let start =
             |since: Instant| now.saturating_duration_since(since).as_secs_f64() / SLOW_START.as_secs_f64();
         Inputs {
-            errors: self.errors.rate(now),
+            cpu: self.resources.cpu(now),
+            network: self.resources.network(now),
+            errors: self.errors.among(GRANTED, now),
+            retransmits: self.resources.retransmits(now),
             in_flight: Some(in_flight),
             slowness: self.slowness.value(now),
             probe: self.probe,
             start: self.back_since.map(start),
-            ..Inputs::default()
         }
     }
 }
 
-/// The share of failed requests, of which the later ones count more.
+/// The share of what went wrong, of which the later counts more.
 #[derive(Debug, Clone, Copy, Default)]
-struct ErrorRate(Option<Counted>);
+pub(super) struct Share(Option<Counted>);
 
 #[derive(Debug, Clone, Copy)]
 struct Counted {
-    failed: f64,
+    wrong: f64,
     all: f64,
     at: Instant,
 }
 
-impl ErrorRate {
-    fn count(&mut self, failed: bool, now: Instant) {
+impl Share {
+    pub(super) fn count(&mut self, wrong: f64, all: f64, now: Instant) {
         let kept = self.0.map_or((0.0, 0.0), |counted| counted.left(now));
         self.0 = Some(Counted {
-            failed: kept.0 + f64::from(u8::from(failed)),
-            all: kept.1 + 1.0,
+            wrong: kept.0 + wrong,
+            all: kept.1 + all,
             at: now,
         });
     }
 
-    fn rate(&self, now: Instant) -> Option<f64> {
-        let (failed, all) = self.0?.left(now);
-        Some(failed / (all + GRANTED))
+    /// The share among what was counted and so many more that went well.
+    pub(super) fn among(&self, granted: f64, now: Instant) -> Option<f64> {
+        let (wrong, all) = self.0?.left(now);
+        Some(wrong / (all + granted))
     }
 }
 
 impl Counted {
     fn left(&self, now: Instant) -> (f64, f64) {
         let share = left(now.saturating_duration_since(self.at), MEMORY);
-        (self.failed * share, self.all * share)
+        (self.wrong * share, self.all * share)
     }
 }
 

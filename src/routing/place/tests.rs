@@ -1,3 +1,5 @@
+//! Which replicas are left of those that could serve, by rules, preferences and zones.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -269,6 +271,11 @@ proptest! {
             prop_assert!(left.iter().all(|replica| views[*replica].free && keeps(places[*replica].1)));
         }
     }
+}
+
+proptest! {
+    // Each of many draws.
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn the_share_that_leaves_is_what_the_score_says(own in prop::collection::vec(prop::option::of(0.001..=1.0f64), 1..5)) {

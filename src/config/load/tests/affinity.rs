@@ -119,7 +119,7 @@ fn what_cannot_be_understood_is_refused_with_its_place() {
             "upload.prefer[0]",
             "the key `weight` is missing",
         ),
-        ("uploads: {}".into(), "affinity", "did you mean `upload`?"),
+        ("uploads: {}".into(), "affinity.uploads", "did you mean `upload`?"),
         (
             format!(
                 "upload: {{require: [{}]}}",
