@@ -318,7 +318,7 @@ impl Default for HealthCheckConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalanceConfig {
-    /// Among healthy replicas with a free slot. Default `round_robin`.
+    /// Among healthy replicas with a free slot. Default `weighted_health`.
     pub policy: BalancePolicy,
 }
 
@@ -327,9 +327,9 @@ pub struct BalanceConfig {
 #[serde(rename_all = "snake_case")]
 pub enum BalancePolicy {
     /// Each in turn.
-    #[default]
     RoundRobin,
-    /// The better of two that are drawn, by health score over load.
+    /// By health score over load.
+    #[default]
     WeightedHealth,
     /// The one with the least share of its slots in use.
     LeastLoaded,

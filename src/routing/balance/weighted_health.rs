@@ -1,6 +1,8 @@
 //! Power of two choices, weighted by score over load.
 //!
-//! Two candidates are taken, both with chances in proportion to what they are worth: the one whose turn it is, and
+//! Where all are worth the same, the one with the least load is taken, and those that have hardly more take turns with
+//! it: a difference of a request or two is chance, and turns spread requests better than chance. Otherwise two
+//! candidates are taken, both with chances in proportion to what they are worth: the one whose turn it is, and
 //! one of the others by chance. Of these the one with the greater `worth / load` serves; `load` is the share of its
 //! slots in use with this request. In words: a replica of half the worth gets as much as leaves it half as busy.
 //!
@@ -24,6 +26,9 @@ use crate::types::chance::Chance;
 
 /// Scores count as equal to the best when they are not less than it by more than this factor.
 const ALIKE: f64 = 2.0;
+/// So many requests more than the least loaded has are no difference. By the simulator: with 1 or 3 its equal replicas
+/// are as well served as by turns or better, with 2 best, with 0 worse than by turns.
+const CHANCE_MORE: usize = 2;
 /// The greatest power of the load by which the draw leans.
 const MOST_LEAN: f64 = 2.0;
 
@@ -49,7 +54,8 @@ impl WeightedHealth {
     fn turn(&mut self, candidates: &[Candidate], weights: &[f64]) -> usize {
         let total = weights.iter().sum::<f64>();
         let mut first = (0, f64::MIN);
-        for (place, (candidate, weight)) in candidates.iter().zip(weights).enumerate() {
+        let each = candidates.iter().zip(weights).enumerate();
+        for (place, (candidate, weight)) in each.filter(|(_, (_, weight))| **weight > 0.0) {
             while self.credit.len() <= candidate.replica {
                 // Instances that begin at the same moment do not begin at the same replica.
                 let random = self.chance.draw();
@@ -63,6 +69,17 @@ impl WeightedHealth {
         }
         self.credit[candidates[first.0].replica] -= 1.0;
         first.0
+    }
+
+    /// The place of the candidate with the least load; those that have hardly more take turns with it.
+    fn least_loaded(&mut self, candidates: &[Candidate]) -> usize {
+        let least = candidates.iter().map(|c| c.load(CHANCE_MORE));
+        let least = least.fold(f64::INFINITY, f64::min);
+        let weights: SmallVec<[f64; 16]> = candidates
+            .iter()
+            .map(|c| f64::from(u8::from(c.load(0) <= least)))
+            .collect();
+        self.turn(candidates, &weights)
     }
 
     /// A place in `weights`, which has at least one, by chance.
@@ -117,6 +134,9 @@ impl Balance for WeightedHealth {
             return Some(candidates.first()?.replica);
         };
         let worths = worths(candidates);
+        if worths.iter().all(|worth| *worth >= 1.0) {
+            return Some(candidates[self.least_loaded(candidates)].replica);
+        }
         let mut weights = weights(candidates, &worths);
         let first = self.turn(candidates, &weights);
         weights[first] = 0.0;

@@ -39,6 +39,7 @@ use super::health::Event;
 use super::replica::Replica;
 use super::resolve::{Lookup, Resolve};
 use super::*;
+use crate::config::upstreams::BalancePolicy;
 use crate::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams};
 use crate::routing::control::{RoutingControl, UpstreamStatus};
 use crate::types::endpoint::Slot;
@@ -98,6 +99,8 @@ fn config(count: usize, standby: usize, slots: usize, queue: usize) -> UpstreamC
     config.connections.limit = slots;
     config.connections.pool_share = Ratio(1.0);
     config.connections.queue = queue;
+    // Which says beforehand who is next.
+    config.balance.policy = BalancePolicy::RoundRobin;
     config
 }
 
