@@ -118,6 +118,7 @@ mod tests {
 
     fn drawn(budget: &mut Budget, now: Instant) -> usize {
         std::iter::repeat_with(|| budget.draw(now))
+            .take(10_000)
             .take_while(Option::is_some)
             .count()
     }
