@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dify_edge::app::Edge;
+use dify_edge::config::upstreams::BalancePolicy;
 use dify_edge::config::{AccessLog, Config, ReplicaConfig, UpstreamConfig};
 use dify_edge::types::time::Clock;
 use dify_edge::types::units::Span;
@@ -29,7 +30,9 @@ pub fn config(origins: &[SocketAddr]) -> Config {
         replicas: origins.iter().map(replica).collect(),
         ..UpstreamConfig::default()
     };
-    // A test that is about probes sets its own.
+    // Which says beforehand who is next; a test that is about balancing sets its own.
+    api.balance.policy = BalancePolicy::RoundRobin;
+    // So does one that is about probes.
     api.health_check.interval = Span::secs(3600);
     config.upstreams.insert("api".into(), api);
     config
