@@ -36,6 +36,7 @@ mod resources;
 mod secrets;
 mod shared_cache;
 mod shared_faults;
+mod slots;
 mod streaming;
 mod support;
 mod traps;

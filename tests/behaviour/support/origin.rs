@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::wire::{self, Buffered, Fields, Framing};
@@ -96,6 +96,8 @@ pub struct Options {
     pub hold_body: Option<Arc<Notify>>,
     /// Whether requests are not remembered.
     pub forget: bool,
+    /// Connections that are accepted at once; others wait in the kernel, as before a gunicorn with so many.
+    pub slots: Option<usize>,
 }
 
 type Answering = dyn Fn(Seen) -> Pin<Box<dyn Future<Output = Script> + Send>> + Send + Sync;
@@ -204,12 +206,20 @@ impl Origin {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     // Connections end with the origin, as those of a killed process do.
     let mut connections = tokio::task::JoinSet::new();
+    let slots = Arc::new(Semaphore::new(
+        shared.options.slots.unwrap_or(Semaphore::MAX_PERMITS),
+    ));
     loop {
+        let slot = slots.clone().acquire_owned().await;
         let Ok((stream, _)) = listener.accept().await else {
             return;
         };
         shared.counts.send_modify(|counts| counts.connections += 1);
-        connections.spawn(serve(stream, shared.clone()));
+        let serving = serve(stream, shared.clone());
+        connections.spawn(async move {
+            let _slot = slot;
+            serving.await;
+        });
         while connections.try_join_next().is_some() {}
     }
 }
