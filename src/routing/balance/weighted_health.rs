@@ -1,7 +1,7 @@
 //! Power of two choices, weighted by score over load.
 //!
 //! Where all are worth the same, the one with the least load is taken, and those that have hardly more take turns with
-//! it: a difference of a request or two is chance, and turns spread requests better than chance. Otherwise two
+//! it: a difference of one request is chance. Otherwise two
 //! candidates are taken, both with chances in proportion to what they are worth: the one whose turn it is, and
 //! one of the others by chance. Of these the one with the greater `worth / load` serves; `load` is the share of its
 //! slots in use with this request. In words: a replica of half the worth gets as much as leaves it half as busy.
@@ -10,8 +10,8 @@
 //! the difference is mostly chance, and to follow it is worse than to take turns. *Two*, and not the best of
 //! all: several instances of this proxy stand before the same replicas, each seeing its own requests only, and the best
 //! of all would be the same for all of them at the same moment. *By worth*, and not evenly: where half of the replicas
-//! are ill, an even draw gives two ill ones in every sixth case of four. *By turn* for one of them: where replicas are
-//! equal, turns spread requests better than chance.
+//! are ill, an even draw gives two ill ones in every sixth case of four. *By turn* for one of them: turns
+//! spread requests better than chance.
 //!
 //! **Spread.** When the loads of those that are worth as much as the best vary by more than the threshold of
 //! [`spread`](super::spread), turns and draw lean to the less loaded ones, by up to the square of the load. Those that
@@ -26,9 +26,9 @@ use crate::types::chance::Chance;
 
 /// Scores count as equal to the best when they are not less than it by more than this factor.
 const ALIKE: f64 = 2.0;
-/// So many requests more than the least loaded has are no difference. By the simulator: with 1 or 3 its equal replicas
-/// are as well served as by turns or better, with 2 best, with 0 worse than by turns.
-const CHANCE_MORE: usize = 2;
+/// So many requests more than the least loaded has are no difference. In the simulator equal replicas are as well served
+/// as by turns with this, and better when they are busy; with 0 they are not.
+const CHANCE_MORE: usize = 1;
 /// The greatest power of the load by which the draw leans.
 const MOST_LEAN: f64 = 2.0;
 
@@ -183,8 +183,8 @@ mod tests {
     fn equal_replicas_get_equal_shares_and_the_clearly_more_loaded_of_two_nothing() {
         let even = shares(&[(1.0, 2); 4]);
         assert!(even.iter().all(|taken| (2300..2700).contains(taken)), "{even:?}");
-        assert_eq!(shares(&[(1.0, 2), (1.0, 4)]), [5_000, 5_000], "that is chance");
-        assert_eq!(shares(&[(1.0, 2), (1.0, 5)]), [10_000, 0]);
+        assert_eq!(shares(&[(1.0, 2), (1.0, 3)]), [5_000, 5_000], "that is chance");
+        assert_eq!(shares(&[(1.0, 2), (1.0, 4)]), [10_000, 0]);
     }
 
     #[test]
