@@ -8,8 +8,8 @@ use dify_edge::types::units::Span;
 
 use crate::support::client::{get, post};
 use crate::support::edge::{self, Running};
+use crate::support::metrics;
 use crate::support::origin::{Action, Options, Origin, json};
-use crate::support::{eventually, metrics};
 
 const KEY: (&str, &str) = ("Authorization", "Bearer app-1");
 
@@ -51,14 +51,6 @@ async fn who_answers(edge: &Running, times: usize) -> BTreeSet<String> {
         names.insert(answer.text());
     }
     names
-}
-
-async fn until_healthy(edge: &Running, number: f64) {
-    eventually("the replicas to be judged", || async {
-        let healthy = metrics::sum(edge.admin, "dify_edge_upstream_healthy", &[]).await;
-        (healthy == number).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -112,12 +104,12 @@ async fn a_replica_that_hangs_is_left_out_and_used_again_once_it_answers() {
     let edge = edge::start(&[one.address, two.address], quick_probes).await;
     assert_eq!(who_answers(&edge, 8).await.len(), 2);
     one.stop();
-    until_healthy(&edge, 1.0).await;
+    metrics::until_healthy(edge.admin, 1.0).await;
     let before = one.counts().requests;
     assert_eq!(who_answers(&edge, 40).await, BTreeSet::from(["two".to_owned()]));
     assert_eq!(one.counts().requests, before);
     one.go_on();
-    until_healthy(&edge, 2.0).await;
+    metrics::until_healthy(edge.admin, 2.0).await;
     assert_eq!(who_answers(&edge, 8).await.len(), 2);
 }
 
@@ -149,10 +141,10 @@ async fn a_replica_that_died_is_used_again_when_another_process_takes_its_addres
     let edge = edge::start(&[address, two.address], quick_probes).await;
     assert_eq!(who_answers(&edge, 8).await.len(), 2);
     drop(one);
-    until_healthy(&edge, 1.0).await;
+    metrics::until_healthy(edge.admin, 1.0).await;
     assert_eq!(who_answers(&edge, 20).await, BTreeSet::from(["two".to_owned()]));
     let _again = Origin::start_at(address, Options::default(), |_| async { json(200, "again") }).await;
-    until_healthy(&edge, 2.0).await;
+    metrics::until_healthy(edge.admin, 2.0).await;
     assert!(who_answers(&edge, 8).await.contains("again"));
 }
 

@@ -10,8 +10,8 @@ use dify_edge::types::units::Span;
 
 use crate::support::client::{get, post, request};
 use crate::support::edge::{self, Running};
+use crate::support::metrics;
 use crate::support::origin::{Origin, json};
-use crate::support::{eventually, metrics};
 
 const KEY: (&str, &str) = ("Authorization", "Bearer app-1");
 
@@ -152,14 +152,6 @@ async fn two_zones(origins: &[Origin]) -> Running {
     .await
 }
 
-async fn until_healthy(edge: &Running, number: f64) {
-    eventually("the replicas to be judged", || async {
-        let healthy = metrics::sum(edge.admin, "dify_edge_upstream_healthy", &[]).await;
-        (healthy == number).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn the_own_zone_takes_all_while_it_is_well_less_when_it_is_hurt_and_nothing_when_it_is_gone() {
     let origins = origins(["near", "near", "far", "far"]).await;
@@ -171,13 +163,13 @@ async fn the_own_zone_takes_all_while_it_is_well_less_when_it_is_hurt_and_nothin
     let near = [origins[0].counts().requests, origins[1].counts().requests];
 
     origins[0].stop();
-    until_healthy(&edge, 3.0).await;
+    metrics::until_healthy(edge.admin, 3.0).await;
     let names = who_answers(&edge, read, 700).await;
     // 1 - 0.5 / 0.7, to within five standard deviations.
     assert!((140..=260).contains(&names["far"]), "{names:?}");
 
     origins[1].stop();
-    until_healthy(&edge, 2.0).await;
+    metrics::until_healthy(edge.admin, 2.0).await;
     assert_eq!(
         who_answers(&edge, read, 60).await,
         BTreeMap::from([("far".to_owned(), 60)])
@@ -185,7 +177,7 @@ async fn the_own_zone_takes_all_while_it_is_well_less_when_it_is_hurt_and_nothin
 
     origins[0].go_on();
     origins[1].go_on();
-    until_healthy(&edge, 4.0).await;
+    metrics::until_healthy(edge.admin, 4.0).await;
     assert_eq!(
         who_answers(&edge, read, 60).await,
         BTreeMap::from([("near".to_owned(), 60)])

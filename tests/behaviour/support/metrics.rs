@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::client::{Answer, Client, get};
+use super::eventually;
 
 /// `GET path` on the administrative listener.
 pub async fn ask(admin: SocketAddr, path: &str) -> Answer {
@@ -35,4 +36,13 @@ fn samples_are_summed_by_name_and_label() {
     assert_eq!(sum_in(text, "a", &["x=\"1\""]), 7.0);
     assert_eq!(sum_in(text, "a", &[]), 12.0);
     assert_eq!(sum_in(text, "b", &[]), 7.0);
+}
+
+/// Waits until so many replicas are healthy.
+pub async fn until_healthy(admin: SocketAddr, number: f64) {
+    eventually("the replicas to be judged", || async {
+        let healthy = sum(admin, "dify_edge_upstream_healthy", &[]).await;
+        (healthy == number).then_some(())
+    })
+    .await;
 }
