@@ -491,3 +491,49 @@ fn the_demo_of_instances_says_what_it_lacks() {
         "they need a Redis to share"
     );
 }
+
+#[test]
+fn the_demo_under_load_tells_what_becomes_of_a_replica_that_is_killed() {
+    let arguments = [
+        "demo",
+        "--load",
+        "--policy",
+        "weighted_health",
+        "--exit",
+        "--seconds",
+        "4",
+    ];
+    let mut child = dify_edge(&arguments).0.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut text = String::new();
+    let mut pids = Vec::new();
+    let mut seconds = 0;
+    for line in lines.by_ref() {
+        let line = line.unwrap();
+        let words: Vec<_> = line.split_whitespace().collect();
+        if let ["replica", _, "pid", pid, _] = words[..] {
+            pids.push(pid.to_owned());
+        }
+        // The line of the first second: answers, errors.
+        if words.first() == Some(&"1") {
+            assert_ne!(words[1], "0", "{line}");
+            assert_eq!(line.matches(" % ").count(), 4, "{line}");
+            assert!(
+                Command::new("kill")
+                    .args(["-9", &pids[2]])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+        seconds += usize::from(line.contains(" | ") && !line.contains("share"));
+        text = text + &line + "\n";
+    }
+    assert!(child.wait().unwrap().success(), "{text}");
+    assert_eq!(pids.len(), 4, "{text}");
+    assert!(seconds >= 3, "{text}");
+    assert!(text.contains("replica 3 is dead: signal: 9"), "{text}");
+    // They end with the demo.
+    let left = |pid: &&String| Path::new("/proc").join(pid).join("fd/0").exists();
+    assert_eq!(pids.iter().filter(left).count(), 0, "{text}");
+}

@@ -78,8 +78,9 @@ pub struct DemoArgs {
     /// Be one of these replicas.
     #[arg(long, hide = true, value_name = "ADDRESS")]
     replica: Option<SocketAddr>,
-    /// Use ports P to P+2 for the upstream, P+3 for the proxy, P+4 for its administration. Default: free ones.
-    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=65_531))]
+    /// Use ports P to P+2 (with --load P+3) for the upstream, the next for the proxy and the next for its
+    /// administration. Default: free ones.
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=65_530))]
     base_port: Option<u16>,
     /// Show in place of that how so many instances share a Redis.
     #[arg(long, value_name = "N", requires = "redis", value_parser = clap::value_parser!(u16).range(2..=16))]
@@ -200,11 +201,11 @@ fn proxy_config(args: &DemoArgs, upstream: &[SocketAddr]) -> Config {
     };
     Config {
         listen: vec![ListenConfig {
-            address: loopback(args, REPLICAS),
+            address: loopback(args, upstream.len() as u16),
             ..ListenConfig::default()
         }],
         admin: AdminConfig {
-            address: loopback(args, REPLICAS + 1),
+            address: loopback(args, upstream.len() as u16 + 1),
             ..AdminConfig::default()
         },
         upstreams: [("api".to_owned(), api)].into(),
