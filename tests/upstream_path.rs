@@ -12,6 +12,7 @@ use dify_edge::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams}
 use dify_edge::resilience::{Retry, RetryLayer, RetryMetrics};
 use dify_edge::routing::control::RoutingControl;
 use dify_edge::routing::{Routing, RoutingLayer, RoutingMetrics};
+use dify_edge::types::cluster::Works;
 use dify_edge::types::outcome::RouteClass;
 use dify_edge::types::request::{Client, FetchHead, FetchRequest, Lane, Timeouts, UpstreamId};
 use dify_edge::types::time::Clock;
@@ -134,6 +135,7 @@ impl Path {
             class: RouteClass::Passthrough,
             lane: Lane::Short,
             principal: None,
+            works: Works::default(),
             timeouts: Timeouts {
                 total: None,
                 idle: None,

@@ -491,6 +491,7 @@ where
             class: request.decision.class,
             lane: request.decision.lane,
             principal: request.decision.principal,
+            works: request.decision.works,
             timeouts: request.decision.timeouts,
             deadline: request.decision.timeouts.total.map(|total| now + total),
         };

@@ -6,6 +6,7 @@ use http::header::UPGRADE;
 use http::{HeaderMap, Method};
 
 use crate::config::{Config, GuardMode};
+use crate::types::cluster::Works;
 use crate::types::failure::{Failure, FailureKind};
 use crate::types::ids::{Batch, Tag, TagKind, Tags};
 use crate::types::known::IdKind;
@@ -165,6 +166,7 @@ fn known(
         asks: Asks::new(),
         misnamed: None,
         learns: row.learns,
+        works: Works::default(),
     }
 }
 
@@ -249,6 +251,7 @@ fn unknown(
         asks: Asks::new(),
         misnamed: None,
         learns: &[],
+        works: Works::default(),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod affinity;
 pub mod breaker;
 pub mod cache;
 pub mod expression;
+pub mod failover;
 pub mod guard;
 pub mod listen;
 pub mod load;
@@ -23,6 +24,7 @@ use crate::types::units::Span;
 
 pub use breaker::BreakerConfig;
 pub use cache::CacheConfig;
+pub use failover::{FailbackConfig, FailoverConfig};
 pub use guard::{GuardConfig, GuardMode};
 pub use listen::{AdminConfig, LimitsConfig, ListenConfig, TlsConfig, Token};
 pub use routes::RouteConfig;
@@ -56,6 +58,10 @@ pub struct Config {
     pub guard: Option<GuardConfig>,
     /// When a replica that fails too often is no longer asked.
     pub circuit_breaker: BreakerConfig,
+    /// When the standby replicas of an upstream take over,
+    pub failover: FailoverConfig,
+    /// and when they give back.
+    pub failback: FailbackConfig,
     /// Where this instance runs: replicas in the same zone come first. Default: zones play no part.
     pub zone: Option<String>,
 }
@@ -74,6 +80,8 @@ impl Default for Config {
             drain_timeout: Span::secs(30),
             guard: None,
             circuit_breaker: BreakerConfig::default(),
+            failover: FailoverConfig::default(),
+            failback: FailbackConfig::default(),
             zone: None,
         }
     }

@@ -14,6 +14,7 @@ use tower::{Layer, Service, service_fn};
 
 use super::*;
 use crate::config::{UpstreamConfig, Upstreams};
+use crate::types::cluster::Works;
 use crate::types::outcome::RouteClass;
 use crate::types::request::{
     Attempt, Client, FailedAttempt, FetchHead, FetchRequest, Lane, Placing, Timeouts, UpstreamId,
@@ -34,6 +35,7 @@ fn fetch(method: Method, body: Body, total: Option<Duration>) -> FetchRequest {
         class: RouteClass::Listing,
         lane: Lane::Short,
         principal: None,
+        works: Works::default(),
         timeouts: Timeouts { total, idle: None },
         deadline: total.map(|total| Clock::System.now().monotonic + total),
     };

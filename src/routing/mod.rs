@@ -16,6 +16,7 @@ mod fit;
 mod gradient;
 pub mod health;
 mod lanes;
+mod link;
 mod members;
 mod metrics;
 mod observed;

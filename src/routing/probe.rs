@@ -18,6 +18,7 @@ use super::health::Event;
 use super::pool::Pool;
 use super::replica::Replica;
 use crate::config::upstreams::HealthCheckConfig;
+use crate::types::cluster::Works;
 use crate::types::outcome::RouteClass;
 use crate::types::request::{BodySlot, Client, Dispatch, FetchHead, Lane, Timeouts};
 use crate::types::time::Clock;
@@ -150,6 +151,7 @@ fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Opti
             class: RouteClass::Health,
             lane: Lane::Short,
             principal: None,
+            works: Works::default(),
             timeouts: Timeouts {
                 total: Some(check.timeout.0),
                 idle: None,

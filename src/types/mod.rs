@@ -4,6 +4,7 @@
 
 pub mod body;
 pub mod chance;
+pub mod cluster;
 pub mod endpoint;
 pub mod failure;
 #[cfg(test)]

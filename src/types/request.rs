@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::body::Body;
+use super::cluster::Works;
 use super::endpoint::{Endpoint, Slot};
 use super::failure::Failure;
 use super::ids::{Batch, Principal, Tag, TagKind, Tags};
@@ -168,6 +169,8 @@ pub struct Decision {
     pub misnamed: Option<IdKind>,
     /// What a successful answer tells of what exists.
     pub learns: &'static [Learn],
+    /// The work that outlives requests which it is about, or begins.
+    pub works: Works,
 }
 
 impl Decision {
@@ -326,6 +329,8 @@ pub struct FetchHead {
     pub lane: Lane,
     /// Who asks: those who wait in a lane take turns.
     pub principal: Option<Principal>,
+    /// The work that outlives requests which it is about, or begins.
+    pub works: Works,
     /// Limits of the exchange.
     pub timeouts: Timeouts,
     /// When the exchange must be over, from [`Timeouts::total`].

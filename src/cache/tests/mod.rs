@@ -13,6 +13,7 @@ use tower::{Layer as _, Service, ServiceExt as _};
 use super::{Cache, CacheLayer, CacheMetrics};
 use crate::config::CacheConfig;
 use crate::config::cache::SetCookie;
+use crate::types::cluster::Works;
 use crate::types::ids::{Principal, Tag, TagKind, Tags};
 use crate::types::outcome::{CacheOutcome, Outcome, RouteClass};
 use crate::types::request::{
@@ -174,6 +175,7 @@ fn request(method: Method, path: &str) -> ClassifiedRequest {
             asks: Asks::new(),
             misnamed: None,
             learns: &[],
+            works: Works::default(),
         },
     }
 }

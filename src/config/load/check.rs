@@ -7,6 +7,7 @@ mod affinity;
 mod breaker;
 mod cache;
 mod discovery;
+mod failover;
 mod guard;
 mod redis_url;
 mod retry;
@@ -45,6 +46,7 @@ impl Config {
         check.cache(self);
         check.guard(self);
         check.breaker(self);
+        check.failover(self);
         check.log(self);
         check.span(&key("drain_timeout"), self.drain_timeout, true);
         check.found

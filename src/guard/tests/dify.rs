@@ -13,6 +13,7 @@ use tower::Service;
 
 use super::database::{Database, Row, now};
 use crate::guard::refusal::{self, Stamp};
+use crate::types::cluster::Works;
 use crate::types::ids::{Principal, Tags};
 use crate::types::known::{IdKind, KnownId};
 use crate::types::outcome::{CacheOutcome, RouteClass};
@@ -119,6 +120,7 @@ fn classified(method: Method, template: &'static str, path: &str, key: Option<&s
             asks: Asks::new(),
             misnamed: None,
             learns: &[],
+            works: Works::default(),
         },
     }
 }

@@ -42,6 +42,7 @@ use super::*;
 use crate::config::upstreams::BalancePolicy;
 use crate::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams};
 use crate::routing::control::{RoutingControl, UpstreamStatus};
+use crate::types::cluster::Works;
 use crate::types::endpoint::Slot;
 use crate::types::ids::Principal;
 use crate::types::outcome::{Phases, RouteClass};
@@ -186,6 +187,7 @@ impl Rig {
                 lane: lane_of(parts.uri.path()),
                 principal: caller_of(parts.uri.query()),
                 parts,
+                works: Works::default(),
                 timeouts: Timeouts { total, idle: None },
                 deadline: total.map(|total| Clock::System.now().monotonic + total),
             }),

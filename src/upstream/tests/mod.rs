@@ -20,6 +20,7 @@ use tower::Service;
 
 use super::*;
 use crate::config::{ReplicaConfig, UpstreamConfig, Upstreams};
+use crate::types::cluster::Works;
 use crate::types::endpoint::{Endpoint, Slot};
 use crate::types::outcome::RouteClass;
 use crate::types::request::{BodySlot, Client, Dispatch, FetchHead, Lane, Timeouts, UpstreamId};
@@ -87,6 +88,7 @@ impl Rig {
                 class: RouteClass::Passthrough,
                 lane: Lane::Short,
                 principal: None,
+                works: Works::default(),
                 timeouts: self.timeouts,
                 deadline: self
                     .timeouts
