@@ -110,9 +110,7 @@ pub fn build(
     let retry = RetryLayer::new(&config.upstreams, clock.clone(), &metrics, seed);
     // Attempt: a slot of a healthy replica
     let (routing, routing_control) = RoutingLayer::new(
-        &config.upstreams,
-        config.zone.as_deref(),
-        &config.circuit_breaker,
+        config,
         clock.clone(),
         &RoutingMetrics::register(registry).map_err(metric)?,
     )?;

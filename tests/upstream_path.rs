@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use dify_edge::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams};
+use dify_edge::config::{Config, ReplicaConfig, UpstreamConfig, Upstreams};
 use dify_edge::resilience::{Retry, RetryLayer, RetryMetrics};
 use dify_edge::routing::control::RoutingControl;
 use dify_edge::routing::{Routing, RoutingLayer, RoutingMetrics};
@@ -96,25 +96,32 @@ fn path(addresses: &[SocketAddr], slots: usize) -> Path {
             ..ReplicaConfig::default()
         });
     }
-    let config = Upstreams::from([("api".to_owned(), config)]);
+    let config = Config {
+        upstreams: Upstreams::from([("api".to_owned(), config)]),
+        ..Config::default()
+    };
     let registry = prometheus::Registry::new();
     let clock = Clock::System;
     let tracker = TaskTracker::new();
     let upstream_metrics = UpstreamMetrics::register(&registry).unwrap();
-    let upstream = Upstream::new(&config, clock.clone(), &upstream_metrics, tracker.clone()).unwrap();
-    let routing_metrics = RoutingMetrics::register(&registry).unwrap();
-    let (routing, control) = RoutingLayer::new(
-        &config,
-        None,
-        &BreakerConfig::default(),
+    let upstream = Upstream::new(
+        &config.upstreams,
         clock.clone(),
-        &routing_metrics,
+        &upstream_metrics,
+        tracker.clone(),
     )
     .unwrap();
+    let routing_metrics = RoutingMetrics::register(&registry).unwrap();
+    let (routing, control) = RoutingLayer::new(&config, clock.clone(), &routing_metrics).unwrap();
     let token = CancellationToken::new();
     upstream.spawn_background(token.clone(), &tracker);
     control.spawn_background(&upstream, &token, &tracker);
-    let retry = RetryLayer::new(&config, clock, &RetryMetrics::register(&registry).unwrap(), 1);
+    let retry = RetryLayer::new(
+        &config.upstreams,
+        clock,
+        &RetryMetrics::register(&registry).unwrap(),
+        1,
+    );
     Path {
         service: retry.layer(routing.layer(upstream)),
         control,

@@ -111,6 +111,7 @@ mod tests {
                 lanes: Vec::new(),
                 load_variance: 0.0,
                 load_variance_threshold: 0.0,
+                failover: None,
                 replicas: Vec::new(),
             },
         );

@@ -20,7 +20,8 @@ pub type Upstreams = BTreeMap<String, UpstreamConfig>;
 pub struct UpstreamConfig {
     /// The replicas; at least one, unless there is `discovery`.
     pub replicas: Vec<ReplicaConfig>,
-    /// Tried when no replica is healthy, or when the only healthy one has just failed the request.
+    /// A second cluster that stands by: reads go there when no replica is healthy, or the only healthy one has just
+    /// failed the request; writes once it has taken over (`failover`).
     pub standby: Vec<ReplicaConfig>,
     /// Requests that one replica serves at once, of which `connections.pool_share` are used; further ones wait here, not
     /// there. A number, or `auto`: then it is found by how the time to the first byte grows, beginning with 10. Never
@@ -153,6 +154,11 @@ impl Default for ConnectionsConfig {
 }
 
 impl UpstreamConfig {
+    /// Whether it has, or may find, replicas that stand by.
+    pub fn may_have_standby(&self) -> bool {
+        !self.standby.is_empty() || self.discovery.as_ref().is_some_and(|it| it.srv.is_some())
+    }
+
     /// Where its replicas are, as written: their URLs, then the name by which others are found.
     pub fn places(&self) -> Vec<String> {
         let urls = self.replicas.iter().map(|replica| replica.url.clone());

@@ -17,12 +17,15 @@ use tower::Service;
 
 use super::balance::spread::THRESHOLD;
 pub use super::breaker::BreakerState;
+use super::failover::{Failover, FailoverStatus, Mode, SteerError};
 pub use super::health::score::Parts;
+use super::link::Link;
 pub use super::observed::{FirstByte, LastError};
 use super::pool::{self, LaneLoad, Pool};
 use super::replica::{Blueprint, Replica};
 use super::{discovery, probe, scrape, tcp_state};
 use crate::config::upstreams::{BalancePolicy, DiscoveryConfig};
+use crate::types::cluster::{Cluster, Epoch};
 use crate::types::request::Dispatch;
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
@@ -34,6 +37,10 @@ pub struct RoutingControl {
     pub(super) blueprints: Arc<[Blueprint]>,
     pub(super) policies: Arc<[BalancePolicy]>,
     pub(super) discoveries: Arc<[Option<DiscoveryConfig>]>,
+    /// Of those upstreams that have, or may find, a standby.
+    pub(super) failovers: Arc<[Option<Arc<Failover>>]>,
+    /// To Redis, if that is shared.
+    pub(super) link: Option<Arc<Link>>,
     pub(super) clock: Clock,
 }
 
@@ -50,6 +57,8 @@ pub struct UpstreamStatus {
     pub load_variance: f64,
     /// The variance above which balancing by health leans against the spread.
     pub load_variance_threshold: f64,
+    /// Which of its clusters has the writes; nothing when it has one.
+    pub failover: Option<FailoverStatus>,
     /// Its replicas, standby replicas last.
     pub replicas: Vec<ReplicaStatus>,
 }
@@ -109,8 +118,39 @@ pub struct ReplicaStatus {
 impl RoutingControl {
     /// All upstreams in name order.
     pub fn snapshot(&self) -> Vec<UpstreamStatus> {
-        let upstreams = self.pools.iter().zip(self.policies.iter());
-        upstreams.map(|(pool, policy)| status(pool, *policy)).collect()
+        let upstreams = self
+            .pools
+            .iter()
+            .zip(self.policies.iter())
+            .zip(self.failovers.iter());
+        let status = |((pool, policy), failover): ((_, &_), &Option<Arc<Failover>>)| {
+            status(pool, *policy, failover.as_ref().map(|it| it.status()))
+        };
+        upstreams.map(status).collect()
+    }
+
+    /// Has the writes of `upstream`, or of all that have a standby, go where an operator wants. Gives the epochs that
+    /// have begun, by upstream.
+    ///
+    /// # Errors
+    /// The first wish that was not carried out, with its upstream; those before it were.
+    pub async fn steer(
+        &self,
+        upstream: Option<&str>,
+        mode: Mode,
+    ) -> Result<Vec<(String, Epoch)>, (String, SteerError)> {
+        let mut begun = Vec::new();
+        for (pool, failover) in self.pools.iter().zip(self.failovers.iter()) {
+            let is_meant = upstream.is_none_or(|name| name == pool.name);
+            let Some(failover) = failover.as_ref().filter(|_| is_meant) else {
+                continue;
+            };
+            match failover.steer(mode).await {
+                Ok(epoch) => begun.push((pool.name.clone(), epoch)),
+                Err(error) => return Err((pool.name.clone(), error)),
+            }
+        }
+        Ok(begun)
     }
 
     /// Starts the probes, which go through `upstream`, the look-ups of names and the metrics of scores. They end
@@ -122,6 +162,13 @@ impl RoutingControl {
     {
         let looking = tcp_state::keep(self.pools.clone(), self.clock.clone());
         tracker.spawn(token.clone().run_until_cancelled_owned(looking));
+        if let Some(link) = self.link.clone() {
+            let keeping = async move { link.keep().await };
+            tracker.spawn(token.clone().run_until_cancelled_owned(keeping));
+        }
+        for failover in self.failovers.iter().flatten() {
+            tracker.spawn(token.clone().run_until_cancelled_owned(failover.clone().keep()));
+        }
         let upstreams = self.pools.iter().zip(self.blueprints.iter());
         for (index, (pool, blueprint)) in upstreams.enumerate() {
             let publishing = pool.clone().keep_publishing();
@@ -170,7 +217,8 @@ impl RoutingControl {
         }
     }
 
-    /// Returns once each upstream whose replicas are found by name has been searched for, or after `limit`.
+    /// Returns once each upstream whose replicas are found by name has been searched for, and each that has a standby
+    /// knows its epoch if that can be known; or after `limit`.
     pub async fn is_found(&self, limit: Duration) {
         let all = async {
             for (pool, _) in self
@@ -181,12 +229,15 @@ impl RoutingControl {
             {
                 pool.is_searched().await;
             }
+            for failover in self.failovers.iter().flatten() {
+                failover.is_heard().await;
+            }
         };
         let _ = timeout(limit, all).await;
     }
 }
 
-fn status(pool: &Arc<Pool>, policy: BalancePolicy) -> UpstreamStatus {
+fn status(pool: &Arc<Pool>, policy: BalancePolicy, failover: Option<FailoverStatus>) -> UpstreamStatus {
     let now = pool.now();
     let (in_flight, lanes) = pool.load();
     let load_variance = pool.spread(&in_flight).variance;
@@ -200,7 +251,7 @@ fn status(pool: &Arc<Pool>, policy: BalancePolicy) -> UpstreamStatus {
             zone: replica.zone.clone(),
             labels: replica.labels.clone(),
             leaving: replica.is_leaving(),
-            standby: replica.standby,
+            standby: replica.cluster == Cluster::Standby,
             healthy: replica.is_healthy(),
             in_flight,
             slots: replica.slots(),
@@ -222,6 +273,7 @@ fn status(pool: &Arc<Pool>, policy: BalancePolicy) -> UpstreamStatus {
         load_variance,
         load_variance_threshold: THRESHOLD,
         lanes: lanes.into_iter().map(lane_status).collect(),
+        failover,
         replicas,
     }
 }

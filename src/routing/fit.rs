@@ -10,30 +10,40 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::balance::Candidate;
+use super::failover::{Course, Standing, Wish, gone};
 use super::place::{Rules, View};
 use super::pool::Avoid;
 use super::replica::Replica;
+use crate::types::cluster::Cluster;
 use crate::types::outcome::RouteClass;
 use crate::types::{Failure, FailureKind};
 
-/// The replicas that may serve, busy or not: the healthy ones; else healthy standby replicas; else all,
-/// because a request that fails is no worse than one that is refused. Replicas that failed this fetch
-/// are left out as long as any other may serve. One that leaves never serves, nor does one whose breaker lets nobody in,
-/// nor one that the hard rules of `class` leave out. In ascending order of place.
+/// What of a request matters for who may serve it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker<'a> {
+    pub(super) class: RouteClass,
+    pub(super) course: Course,
+    pub(super) avoid: &'a Avoid,
+}
+
+/// The replicas that may serve, busy or not: the healthy ones of the cluster that is asked first; else healthy ones of the
+/// other, if it may be asked; else all of the first, because a request that fails is no worse than one that is refused.
+/// Replicas that failed this fetch are left out as long as any other may serve. One that leaves never serves, nor does one whose breaker lets nobody in,
+/// nor one that the hard rules of the class leave out. In ascending order of place.
 pub(super) fn fit<'a>(
     members: &'a [Option<Arc<Replica>>],
-    class: RouteClass,
-    avoid: &Avoid,
+    asker: Asker<'_>,
     now: Instant,
 ) -> SmallVec<[&'a Arc<Replica>; 16]> {
+    let Asker { class, course, avoid } = asker;
     let tier = |replica: &Replica| {
-        let (healthy, standby) = (replica.is_healthy(), replica.standby);
+        let (healthy, is_first) = (replica.is_healthy(), replica.cluster == course.first);
         let fresh = !avoid.contains(&replica.place());
-        match (fresh && healthy, standby) {
-            (true, false) => Some(0),
-            (true, true) => Some(1),
-            (false, false) => Some(if fresh { 2 } else { 3 }),
-            (false, true) => None,
+        match (fresh && healthy, is_first) {
+            (true, true) => Some(0),
+            (true, false) if !course.only => Some(1),
+            (false, true) => Some(if fresh { 2 } else { 3 }),
+            (_, false) => None,
         }
     };
     let mut first = u8::MAX;
@@ -54,18 +64,60 @@ pub(super) fn fit<'a>(
     fit
 }
 
-/// Whether those that may serve `class` are healthy replicas outside `avoid`; on standby only `with_standby`.
+/// Whether those that may serve are healthy replicas that have not failed this fetch; of the other cluster only
+/// `with_other`.
 pub(super) fn may_be_elsewhere(
     members: &[Option<Arc<Replica>>],
-    class: RouteClass,
-    avoid: &Avoid,
-    with_standby: bool,
+    asker: Asker<'_>,
+    with_other: bool,
     now: Instant,
 ) -> bool {
     // They are all alike in this.
-    fit(members, class, avoid, now).first().is_some_and(|replica| {
-        replica.is_healthy() && !avoid.contains(&replica.place()) && (with_standby || !replica.standby)
+    fit(members, asker, now).first().is_some_and(|replica| {
+        replica.is_healthy()
+            && !asker.avoid.contains(&replica.place())
+            && (with_other || replica.cluster == asker.course.first)
     })
+}
+
+/// Where a request goes that wants `wish` of an upstream that stands so. Whoever has one cluster has nothing to agree about.
+///
+/// # Errors
+/// What is said when it must not go where it could be served.
+pub(super) fn course(
+    members: &[Option<Arc<Replica>>],
+    standing: Standing,
+    wish: Wish,
+) -> Result<Course, Failure> {
+    let has = |cluster| members.iter().flatten().any(|replica| replica.cluster == cluster);
+    match Cluster::ALL.into_iter().all(has) {
+        true => standing.course(wish),
+        false => Standing::FIRST.course(wish),
+    }
+}
+
+/// What becomes of a request whose cluster has no replica that is well: it waits for the other cluster to get the writes
+/// (`true`), or it is tried all the same (`false`).
+///
+/// # Errors
+/// What is said of work that is gone with its cluster.
+pub(super) fn is_held(
+    members: &[Option<Arc<Replica>>],
+    course: Course,
+    now: Instant,
+) -> Result<bool, Failure> {
+    let is_well = |cluster| {
+        let of = |replica: &&Arc<Replica>| replica.cluster == cluster && !replica.is_leaving();
+        let mut members = members.iter().flatten().filter(of);
+        members.any(|replica| replica.is_healthy() && replica.door.admits(now))
+    };
+    if !course.hold && course.gone.is_none() || is_well(course.first) {
+        return Ok(false);
+    }
+    match course.gone {
+        Some(work) => Err(gone(work, course.first)),
+        None => Ok(is_well(course.first.other())),
+    }
 }
 
 /// What `place` looks at: the replicas of `members` that are in question for a fetch, of which some are `fit` and some of
@@ -74,7 +126,7 @@ pub(super) fn views<'a>(
     members: &'a [Option<Arc<Replica>>],
     fit: &[&Arc<Replica>],
     free: &[Candidate],
-    avoid: &Avoid,
+    asker: Asker<'_>,
     score: impl Fn(&Replica) -> f64,
 ) -> SmallVec<[View<'a>; 16]> {
     let view = |replica: &'a Arc<Replica>| {
@@ -82,11 +134,11 @@ pub(super) fn views<'a>(
         let fit = fit.binary_search_by_key(&place, |it| it.place()).is_ok();
         let free = free.iter().find(|it| it.replica == place);
         // One that failed this fetch does not count for it, neither way.
-        (fit || !avoid.contains(&place)).then(|| View {
+        (fit || !asker.avoid.contains(&place)).then(|| View {
             replica: place,
             zone: replica.zone.as_deref(),
             marks: replica.marks,
-            standby: replica.standby,
+            standby: replica.cluster != asker.course.first,
             slots: replica.slots(),
             score: fit.then(|| free.map_or_else(|| score(replica), |it| it.score)),
             free: free.is_some(),
@@ -113,10 +165,13 @@ pub(super) fn unplaced(
     rules.refusal(class)
 }
 
-/// What is said when no replica lets a request of `class` in: when the first one will.
-pub(super) fn refusal(members: &[Option<Arc<Replica>>], class: RouteClass, now: Instant) -> Failure {
-    let may_serve =
-        |replica: &&Arc<Replica>| replica.is_open_to(class) && (!replica.standby || replica.is_healthy());
+/// What is said when no replica lets a request in: when the first one will.
+pub(super) fn refusal(members: &[Option<Arc<Replica>>], asker: Asker<'_>, now: Instant) -> Failure {
+    let course = asker.course;
+    let may_serve = |replica: &&Arc<Replica>| {
+        let is_asked = replica.cluster == course.first || !course.only && replica.is_healthy();
+        is_asked && replica.is_open_to(asker.class)
+    };
     let mut waits = members
         .iter()
         .flatten()

@@ -9,6 +9,7 @@ use prometheus::{
 
 use super::balance::spread::THRESHOLD;
 use super::breaker::BreakerState;
+use super::failover::FailoverMetrics;
 use crate::types::FailureKind;
 use crate::types::request::Lane;
 
@@ -29,6 +30,7 @@ pub struct RoutingMetrics {
     discovery: IntCounterVec,
     score: GaugeVec,
     load_variance: GaugeVec,
+    pub(super) failover: FailoverMetrics,
 }
 
 /// Handles for one lane of an upstream.
@@ -283,6 +285,7 @@ impl RoutingMetrics {
             discovery,
             score,
             load_variance,
+            failover: FailoverMetrics::register(registry)?,
         })
     }
 

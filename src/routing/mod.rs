@@ -12,6 +12,7 @@ pub mod balance;
 mod breaker;
 pub mod control;
 mod discovery;
+pub mod failover;
 mod fit;
 mod gradient;
 pub mod health;

@@ -17,7 +17,8 @@ use super::admission::Pass;
 use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
-use super::fit::{fit, may_be_elsewhere, refusal, unplaced, views};
+use super::failover::{Sight, Standing, Wish};
+use super::fit::{Asker, course, fit, is_held, may_be_elsewhere, refusal, unplaced, views};
 use super::health::Event;
 use super::health::ewma::Usual;
 use super::health::score::Parts;
@@ -28,6 +29,7 @@ use super::place::Rules;
 use super::replica::Replica;
 use crate::config::upstreams::LanesConfig;
 use crate::types::chance::Chance;
+use crate::types::cluster::{Bond, Cluster, Epoch};
 use crate::types::outcome::RouteClass;
 use crate::types::request::{FetchHead, Lane};
 use crate::types::time::Clock;
@@ -73,10 +75,13 @@ struct Slots {
     policy: Box<dyn Balance>,
     /// For `rules`.
     chance: Chance,
+    /// Which cluster is asked.
+    standing: Standing,
 }
 
 struct Waiting {
     class: RouteClass,
+    wish: Wish,
     avoid: Avoid,
     hand: oneshot::Sender<Result<Admitted, Failure>>,
 }
@@ -86,17 +91,24 @@ pub(super) type Admitted = (Taken, Pass);
 
 /// What a request that wants a replica gets.
 enum Choice {
-    Replica(Arc<Replica>, Ticket),
+    Replica(Chosen),
     /// Every replica that may serve is busy.
     Wait,
     /// No replica may serve.
     Refused(Failure),
 }
 
+/// The replica that a request has, with the leave to ask it and the epoch to which what it begins there belongs.
+struct Chosen {
+    replica: Arc<Replica>,
+    ticket: Ticket,
+    epoch: Epoch,
+}
+
 /// Somebody who need not wait any longer.
 struct Served {
     hand: oneshot::Sender<Result<Admitted, Failure>>,
-    outcome: Result<(Arc<Replica>, Ticket), Failure>,
+    outcome: Result<Chosen, Failure>,
     lane: Lane,
 }
 
@@ -115,6 +127,8 @@ pub(super) struct LaneLoad {
 pub(super) struct Taken {
     pool: Arc<Pool>,
     pub(super) replica: Arc<Replica>,
+    /// The epoch to which what is begun with it belongs.
+    pub(super) epoch: Epoch,
     lane: Lane,
 }
 
@@ -152,6 +166,7 @@ impl Pool {
                     in_flight: Vec::new(),
                     policy,
                     chance,
+                    standing: Standing::FIRST,
                 },
                 lanes: Lanes::new(queue_limit),
             }),
@@ -188,7 +203,7 @@ impl Pool {
     pub(super) async fn take(
         self: &Arc<Self>,
         fetch: &FetchHead,
-        avoid: &Avoid,
+        (avoid, wish): (&Avoid, Wish),
         limit: Instant,
     ) -> Result<Admitted, Failure> {
         let (lane, class) = (fetch.lane, fetch.class);
@@ -201,10 +216,10 @@ impl Pool {
             let mut state = self.state.lock();
             // Whoever waits in this lane already comes first. Those who wait in others cannot use what is free.
             if state.lanes.length(lane) == 0 {
-                match self.choose(&mut state.slots, lane, class, avoid) {
-                    Choice::Replica(replica, ticket) => {
+                match self.choose(&mut state.slots, lane, (class, wish), avoid) {
+                    Choice::Replica(chosen) => {
                         self.metrics[lane as usize].wait.observe(0.0);
-                        return Ok(self.hand(replica, ticket, lane));
+                        return Ok(self.hand(chosen, lane));
                     }
                     Choice::Refused(failure) => return Err(failure),
                     Choice::Wait => {}
@@ -213,6 +228,7 @@ impl Pool {
             let (hand, slot) = oneshot::channel();
             let waiting = Waiting {
                 class,
+                wish,
                 avoid: avoid.clone(),
                 hand,
             };
@@ -252,27 +268,30 @@ impl Pool {
         }
     }
 
-    /// Takes a slot that is free now, of a healthy replica outside `avoid`. With `pressing` it may be one on standby;
-    /// otherwise nobody may be waiting for a slot.
+    /// Takes a slot that is free now, of a healthy replica outside `avoid`. With `pressing` it may be one of the other
+    /// cluster, if that may be asked; otherwise nobody may be waiting for a slot.
     ///
     /// # Errors
     /// `Overloaded` when there is none.
     pub(super) fn take_at_once(
         self: &Arc<Self>,
         fetch: &FetchHead,
-        avoid: &Avoid,
+        (avoid, wish): (&Avoid, Wish),
         pressing: bool,
     ) -> Result<Admitted, Failure> {
         let (lane, class, now) = (fetch.lane, fetch.class, self.now());
-        let may_be = |members: &[_]| may_be_elsewhere(members, class, avoid, pressing, now);
         let mut state = self.state.lock();
+        let standing = state.slots.standing;
+        let course = self.members.with(|members| course(members, standing, wish))?;
+        let asker = Asker { class, course, avoid };
+        let may_be = |members: &[_]| may_be_elsewhere(members, asker, pressing, now);
         let waits = |lane: &Lane| state.lanes.length(*lane) > 0;
         let others_first = waits(&lane) || (!pressing && Lane::ALL.iter().any(waits));
         if !others_first
             && self.members.with(may_be)
-            && let Choice::Replica(replica, ticket) = self.choose(&mut state.slots, lane, class, avoid)
+            && let Choice::Replica(chosen) = self.choose(&mut state.slots, lane, (class, wish), avoid)
         {
-            return Ok(self.hand(replica, ticket, lane));
+            return Ok(self.hand(chosen, lane));
         }
         Err(Failure::new(
             FailureKind::Overloaded,
@@ -312,6 +331,46 @@ impl Pool {
         self.health_changed.notify_waiters();
     }
 
+    /// Goes by how the clusters stand from now on.
+    pub(super) fn stand(self: &Arc<Self>, standing: Standing) {
+        let before = std::mem::replace(&mut self.state.lock().slots.standing, standing);
+        if before != standing {
+            self.reconsider();
+        }
+    }
+
+    /// What is healthy of each cluster, by slots.
+    pub(super) fn sight(&self) -> Sight {
+        let share = |cluster| {
+            let (mut healthy, mut all) = (0, 0);
+            for (_, replica) in self.members.all() {
+                if replica.cluster == cluster && !replica.is_leaving() {
+                    let slots = replica.slots();
+                    all += slots;
+                    healthy += if replica.is_healthy() && replica.door.is_closed() {
+                        slots
+                    } else {
+                        0
+                    };
+                }
+            }
+            healthy as f64 / all.max(1) as f64
+        };
+        Sight {
+            primary: share(Cluster::Primary),
+            standby: share(Cluster::Standby),
+        }
+    }
+
+    /// Has the replicas of `cluster` that are taken for healthy probed at once.
+    pub(super) fn probe_soon(&self, cluster: Cluster) {
+        for (_, replica) in self.members.all() {
+            if replica.cluster == cluster && replica.is_healthy() {
+                replica.probe_soon.notify_one();
+            }
+        }
+    }
+
     /// Its replicas have been searched for, with or without success.
     pub(super) fn searched(&self) {
         if self.searched.available_permits() == 0 {
@@ -349,10 +408,11 @@ impl Pool {
         Parts::of(&signals.inputs(replica.share(in_flight), self.now()))
     }
 
-    /// How evenly the replicas that are not on standby are loaded, by requests in flight at each place.
+    /// How evenly the replicas of the cluster that has the writes are loaded, by requests in flight at each place.
     pub(super) fn spread(&self, in_flight: &[usize]) -> Spread {
+        let active = self.state.lock().slots.standing.active();
         let members = self.members.all();
-        let serving = members.filter(|(_, replica)| !replica.standby && !replica.is_leaving());
+        let serving = members.filter(|(_, replica)| replica.cluster == active && !replica.is_leaving());
         Spread::of(serving.map(|(place, replica)| 100.0 * replica.share(at(in_flight, place))))
     }
 
@@ -370,7 +430,14 @@ impl Pool {
     }
 
     /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.
-    pub(super) async fn better_elsewhere(&self, replica: &Replica, class: RouteClass, avoid: &Avoid) {
+    pub(super) async fn better_elsewhere(
+        &self,
+        replica: &Replica,
+        class: RouteClass,
+        (avoid, wish): (&Avoid, Wish),
+    ) {
+        // Work is nowhere else.
+        let is_bound = matches!(wish.owner, Some((_, _, Bond::Must)));
         loop {
             // Before the look at the replicas, so that no change is missed.
             let changed = self.health_changed.notified();
@@ -379,6 +446,7 @@ impl Pool {
                     && other.is_open_to(class)
                     && other.door.is_closed()
                     && !avoid.contains(&other.place())
+                    && (!is_bound || other.cluster == replica.cluster)
             };
             if !replica.is_healthy()
                 && self
@@ -395,11 +463,12 @@ impl Pool {
     pub(super) fn load(&self) -> (Vec<usize>, [LaneLoad; LANES]) {
         let state = self.state.lock();
         let by_place = state.slots.in_flight.iter().map(|lanes| lanes.iter().sum());
+        let active = state.slots.standing.active();
         let slots = |lane| {
             let members = self
                 .members
                 .all()
-                .filter(|(_, replica)| !replica.standby && !replica.is_leaving());
+                .filter(|(_, replica)| replica.cluster == active && !replica.is_leaving());
             members.map(|(_, replica)| self.lane_slots(&replica, lane)).sum()
         };
         let lane = |lane| LaneLoad {
@@ -423,7 +492,7 @@ impl Pool {
         drop(state);
         // Outside the lock: one who left meanwhile drops the slot, which comes back here.
         for Served { hand, outcome, lane } in served {
-            let _ = hand.send(outcome.map(|(replica, ticket)| self.hand(replica, ticket, lane)));
+            let _ = hand.send(outcome.map(|chosen| self.hand(chosen, lane)));
         }
     }
 
@@ -438,17 +507,20 @@ impl Pool {
         order.sort_by(|one, other| one.0.total_cmp(&other.0));
         order.into_iter().find_map(|(_, lane)| {
             // What is not free for one is not free for another of the class who avoids the same.
-            let mut in_vain: SmallVec<[(RouteClass, Avoid); 2]> = SmallVec::new();
+            let mut in_vain: SmallVec<[((RouteClass, Wish), Avoid); 2]> = SmallVec::new();
             let fits = |waiting: &Waiting| {
-                let is_like = |(class, avoid): &_| *class == waiting.class && *avoid == waiting.avoid;
-                if in_vain.iter().any(is_like) {
+                let what = (waiting.class, waiting.wish);
+                if in_vain
+                    .iter()
+                    .any(|(it, avoid)| *it == what && *avoid == waiting.avoid)
+                {
                     return None;
                 }
-                match self.choose(slots, lane, waiting.class, &waiting.avoid) {
-                    Choice::Replica(replica, ticket) => Some(Ok((replica, ticket))),
+                match self.choose(slots, lane, what, &waiting.avoid) {
+                    Choice::Replica(chosen) => Some(Ok(chosen)),
                     Choice::Refused(failure) => Some(Err(failure)),
                     Choice::Wait => {
-                        in_vain.push((waiting.class, waiting.avoid.clone()));
+                        in_vain.push((what, waiting.avoid.clone()));
                         None
                     }
                 }
@@ -461,25 +533,34 @@ impl Pool {
         })
     }
 
-    fn hand(self: &Arc<Self>, replica: Arc<Replica>, ticket: Ticket, lane: Lane) -> Admitted {
+    fn hand(self: &Arc<Self>, chosen: Chosen, lane: Lane) -> Admitted {
         let taken = Taken {
             pool: self.clone(),
-            replica: replica.clone(),
+            replica: chosen.replica.clone(),
+            epoch: chosen.epoch,
             lane,
         };
-        (taken, Pass::new(self.clone(), replica, ticket))
+        (taken, Pass::new(self.clone(), chosen.replica, chosen.ticket))
     }
 
     /// Chooses a replica, enters there and counts its slot as taken.
-    fn choose(&self, slots: &mut Slots, lane: Lane, class: RouteClass, avoid: &Avoid) -> Choice {
+    fn choose(&self, slots: &mut Slots, lane: Lane, what: (RouteClass, Wish), avoid: &Avoid) -> Choice {
         let now = self.now();
         let by_score = slots.policy.by_score();
+        let (class, wish) = what;
         self.members.with(|members| {
+            let course = course(members, slots.standing, wish);
+            let course = match course.and_then(|it| Ok((it, is_held(members, it, now)?))) {
+                Ok((course, false)) => course,
+                Ok((_, true)) => return Choice::Wait,
+                Err(failure) => return Choice::Refused(failure),
+            };
+            let asker = Asker { class, course, avoid };
             loop {
-                let fit = fit(members, class, avoid, now);
+                let fit = fit(members, asker, now);
                 if fit.is_empty() {
                     let failure = unplaced(members, class, self.rules.as_deref());
-                    return Choice::Refused(failure.unwrap_or_else(|| refusal(members, class, now)));
+                    return Choice::Refused(failure.unwrap_or_else(|| refusal(members, asker, now)));
                 }
                 let score = |replica: &Replica, in_flight| match by_score {
                     true => self.score(replica, in_flight).score(),
@@ -499,7 +580,7 @@ impl Pool {
                     .collect();
                 if let Some(rules) = self.rules.as_ref().filter(|rules| rules.chooses(class)) {
                     let score = |replica: &Replica| score(replica, slots.at(replica));
-                    let views = views(members, &fit, &candidates, avoid, score);
+                    let views = views(members, &fit, &candidates, asker, score);
                     let left = rules.narrow(class, &views, &mut slots.chance);
                     candidates.retain(|candidate| left.contains(&candidate.replica));
                 }
@@ -510,7 +591,12 @@ impl Pool {
                 // It may have opened since it was found fit.
                 if let Some(ticket) = replica.door.enter(now) {
                     slots.add(replica, lane, 1);
-                    return Choice::Replica(replica.clone(), ticket);
+                    let (replica, epoch) = (replica.clone(), course.epoch);
+                    return Choice::Replica(Chosen {
+                        replica,
+                        ticket,
+                        epoch,
+                    });
                 }
             }
         })

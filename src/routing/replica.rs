@@ -25,6 +25,7 @@ use super::resolve::Resolve;
 use crate::config::BreakerConfig;
 use crate::config::scrape::ScrapeConfig;
 use crate::config::upstreams::{Auto, Capacity, ConnectionsConfig, HealthCheckConfig, ReplicaConfig};
+use crate::types::cluster::Cluster;
 use crate::types::endpoint::Endpoint;
 use crate::types::outcome::RouteClass;
 use crate::types::request::UpstreamId;
@@ -55,7 +56,12 @@ impl Blueprint {
     ///
     /// # Errors
     /// When its URL cannot be read.
-    pub(super) fn build(&self, from: &ReplicaConfig, place: usize, standby: bool) -> Result<Replica, String> {
+    pub(super) fn build(
+        &self,
+        from: &ReplicaConfig,
+        place: usize,
+        cluster: Cluster,
+    ) -> Result<Replica, String> {
         let endpoint = Endpoint::parse(self.upstream, place, &from.url)?;
         let authority = endpoint.authority();
         let breaker = self.metrics.breaker(&self.name, &authority);
@@ -75,7 +81,7 @@ impl Blueprint {
             zone: from.zone.clone(),
             labels: from.labels.clone(),
             marks: self.rules.as_ref().map(mark).unwrap_or_default(),
-            standby,
+            cluster,
             metrics,
             door: Door::new(from.url.clone(), &self.breaker, breaker),
             probe_soon: Notify::new(),
@@ -109,7 +115,8 @@ pub(super) struct Replica {
     pub(super) labels: BTreeMap<String, String>,
     /// What the rules of place make of both.
     pub(super) marks: Marks,
-    pub(super) standby: bool,
+    /// The cluster that it belongs to.
+    pub(super) cluster: Cluster,
     /// Whether its name was found, rather than configured.
     pub(super) discovered: bool,
     pub(super) endpoint: Arc<Endpoint>,

@@ -20,14 +20,18 @@ use super::admission::{FAIR_CHANCE, verdict};
 use super::balance;
 use super::breaker::Verdict;
 use super::control::RoutingControl;
+use super::failover::{Failover, Settings, Wish, instance_name};
 use super::health::Event;
+use super::link::Link;
 use super::metrics::RoutingMetrics;
 use super::place::Rules;
 use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
 use super::resolve::{Resolve, SystemResolver};
-use crate::config::{BreakerConfig, Upstreams};
+use crate::config::cache::CacheType;
+use crate::config::{Config, UpstreamConfig};
 use crate::types::chance::Chance;
+use crate::types::cluster::Cluster;
 use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
 use crate::types::request::{Attempt, Dispatch, FailedAttempt, Placing, UpstreamId};
@@ -45,37 +49,38 @@ pub struct RoutingLayer {
 }
 
 impl RoutingLayer {
-    /// Prepares the replicas of `config` for a proxy in `zone`; nothing runs yet (see [`RoutingControl::spawn_background`]).
+    /// Prepares the replicas of `config`; nothing runs yet (see [`RoutingControl::spawn_background`]).
     ///
     /// # Errors
-    /// When a replica's URL or a probe's path cannot be read.
+    /// When a replica's URL, a probe's path or the URL of Redis cannot be read.
     pub fn new(
-        config: &Upstreams,
-        zone: Option<&str>,
-        breaker: &BreakerConfig,
+        config: &Config,
         clock: Clock,
         metrics: &RoutingMetrics,
     ) -> Result<(Self, RoutingControl), String> {
-        Self::with_resolver(
-            config,
-            zone,
-            breaker,
-            clock,
-            metrics,
-            &(Arc::new(SystemResolver) as Arc<dyn Resolve>),
-        )
+        let resolver: Arc<dyn Resolve> = Arc::new(SystemResolver);
+        Self::with_resolver(config, clock, metrics, &resolver)
     }
 
     pub(super) fn with_resolver(
-        config: &Upstreams,
-        zone: Option<&str>,
-        breaker: &BreakerConfig,
+        config: &Config,
         clock: Clock,
         metrics: &RoutingMetrics,
         resolver: &Arc<dyn Resolve>,
     ) -> Result<(Self, RoutingControl), String> {
+        let redis = &config.cache.redis;
+        let upstreams = &config.upstreams;
+        let is_shared = config.cache.r#type == CacheType::Redis
+            && upstreams.values().any(UpstreamConfig::may_have_standby);
+        let link = match is_shared {
+            true => Some(Arc::new(Link::new(redis.servers()?))),
+            false => None,
+        };
+        let settings = Settings::new(&config.failover, &config.failback);
+        let instance = instance_name();
+        let mut failovers = Vec::new();
         let (mut pools, mut blueprints) = (Vec::new(), Vec::new());
-        for (index, (name, upstream)) in config.iter().enumerate() {
+        for (index, (name, upstream)) in upstreams.iter().enumerate() {
             let check = &upstream.health_check;
             if !check.path.starts_with('/') || check.path.parse::<http::Uri>().is_err() {
                 return Err(format!(
@@ -84,7 +89,7 @@ impl RoutingLayer {
                 ));
             }
             let seed = |what| ahash::RandomState::new().hash_one((index, what));
-            let rules = Rules::new(zone, &upstream.affinity).map(Arc::new);
+            let rules = Rules::new(config.zone.as_deref(), &upstream.affinity).map(Arc::new);
             let pool = Arc::new(Pool::new(
                 name.clone(),
                 (&upstream.lanes, upstream.connections.queue),
@@ -99,7 +104,7 @@ impl RoutingLayer {
             let blueprint = Blueprint {
                 upstream: UpstreamId(index),
                 name: name.clone(),
-                breaker: breaker.clone(),
+                breaker: config.circuit_breaker.clone(),
                 check: check.clone(),
                 scrape: upstream.scrape.clone(),
                 capacity: upstream.capacity,
@@ -109,9 +114,14 @@ impl RoutingLayer {
                 metrics: metrics.clone(),
             };
             for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
-                let standby = place >= upstream.replicas.len();
-                pool.join(Arc::new(blueprint.build(from, place, standby)?));
+                let cluster = Cluster::of(place >= upstream.replicas.len());
+                pool.join(Arc::new(blueprint.build(from, place, cluster)?));
             }
+            failovers.push(upstream.may_have_standby().then(|| {
+                let shared = link.clone().map(|link| (link, &*redis.prefix));
+                let metrics = metrics.failover.of(name);
+                Failover::new(pool.clone(), settings, &instance, shared, clock.clone(), metrics)
+            }));
             pools.push(pool);
             blueprints.push(blueprint);
         }
@@ -119,8 +129,13 @@ impl RoutingLayer {
         let control = RoutingControl {
             pools: pools.clone(),
             blueprints: blueprints.into(),
-            policies: config.values().map(|upstream| upstream.balance.policy).collect(),
-            discoveries: config
+            policies: upstreams
+                .values()
+                .map(|upstream| upstream.balance.policy)
+                .collect(),
+            failovers: failovers.into(),
+            link,
+            discoveries: upstreams
                 .values()
                 .map(|upstream| upstream.discovery.clone())
                 .collect(),
@@ -195,10 +210,15 @@ where
     let asked = clock.now().monotonic;
     let deadline = attempt.fetch.deadline;
     let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
+    let wish = Wish {
+        safe: attempt.fetch.is_safe(),
+        owner: None,
+    };
+    let choice = (&attempt.avoid, wish);
     let (taken, pass) = match attempt.placing {
-        Placing::Queue => pool.take(&attempt.fetch, &attempt.avoid, limit).await,
-        Placing::Elsewhere => pool.take_at_once(&attempt.fetch, &attempt.avoid, true),
-        Placing::Hedge => pool.take_at_once(&attempt.fetch, &attempt.avoid, false),
+        Placing::Queue => pool.take(&attempt.fetch, choice, limit).await,
+        Placing::Elsewhere => pool.take_at_once(&attempt.fetch, choice, true),
+        Placing::Hedge => pool.take_at_once(&attempt.fetch, choice, false),
     }
     .map_err(nowhere)?;
     let replica = &taken.replica.clone();
@@ -217,7 +237,7 @@ where
         biased;
         result = exchange => result,
         never = suspect(replica, started, deadline) => match never {},
-        () = can_be_ended(pool, replica, &attempt) => {
+        () = can_be_ended(pool, replica, &attempt, wish) => {
             replica.metrics.ended();
             // Not held against the replica, nor by its breaker: the probes that put it out have said it already.
             return Err(FailedAttempt {
@@ -286,9 +306,9 @@ async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>)
 
 /// Returns once the exchange of `attempt` with `replica` is better ended: the replica is unhealthy,
 /// another can serve, and to ask twice does no harm (RFC 9110 section 9.2.1) and is possible.
-async fn can_be_ended(pool: &Pool, replica: &Replica, attempt: &Attempt) {
+async fn can_be_ended(pool: &Pool, replica: &Replica, attempt: &Attempt, wish: Wish) {
     if attempt.fetch.is_safe() {
-        pool.better_elsewhere(replica, attempt.fetch.class, &attempt.avoid)
+        pool.better_elsewhere(replica, attempt.fetch.class, (&attempt.avoid, wish))
             .await;
         if attempt.body.is_available() {
             return;

@@ -20,6 +20,11 @@ impl Cluster {
     /// Both; `cluster as usize` is its place.
     pub const ALL: [Self; 2] = [Self::Primary, Self::Standby];
 
+    /// The one that a replica belongs to.
+    pub fn of(standby: bool) -> Self {
+        if standby { Self::Standby } else { Self::Primary }
+    }
+
     /// The one that this is not.
     pub fn other(self) -> Self {
         match self {

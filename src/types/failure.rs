@@ -44,6 +44,10 @@ pub enum FailureKind {
     Overloaded,
     /// No replica can be tried (503).
     NoReplica,
+    /// It is not known which cluster the write belongs to (503).
+    Fenced,
+    /// The cluster that has the work which the request is about is gone (503).
+    OwnerGone,
     /// The proxy is going down and takes no new work (503).
     Draining,
     /// No connection could be made (502).
@@ -63,7 +67,7 @@ impl FailureKind {
         match self {
             Malformed | UnsupportedMethod | UriTooLong | HeadersTooLarge | BodyTooLarge | RequestTimeout
             | TooManyConnections | TooManyUnknown | ClientGone => Origin::Client,
-            NoRoute | OnlyIfCached | Overloaded | NoReplica | Draining => Origin::Edge,
+            NoRoute | OnlyIfCached | Overloaded | NoReplica | Fenced | OwnerGone | Draining => Origin::Edge,
             ConnectFailed | ConnectTimeout | UpstreamTimeout | UpstreamReset => Origin::Upstream,
         }
     }

@@ -225,6 +225,8 @@ fn reason(kind: FailureKind) -> &'static str {
         OnlyIfCached => "only_if_cached",
         Overloaded => "overloaded",
         NoReplica => "no_replica",
+        Fenced => "fenced",
+        OwnerGone => "owner_gone",
         Draining => "draining",
         ConnectFailed => "connect_failed",
         ConnectTimeout => "connect_timeout",

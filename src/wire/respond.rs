@@ -38,6 +38,7 @@ fn answer(kind: FailureKind) -> Answer {
         OnlyIfCached => (504, "gateway_timeout", "proxy_internal_response", None),
         Overloaded => (503, "service_unavailable", "connection_limit_reached", Some(1)),
         NoReplica => (503, "service_unavailable", "destination_unavailable", Some(2)),
+        Fenced | OwnerGone => (503, "service_unavailable", "destination_unavailable", Some(2)),
         Draining => (503, "service_unavailable", "proxy_internal_response", Some(5)),
         ConnectFailed => (502, "bad_gateway", "connection_refused", None),
         ConnectTimeout => (504, "gateway_timeout", "connection_timeout", None),

@@ -18,6 +18,7 @@ use super::metrics::{DiscoveryEvent, DiscoveryMetrics};
 use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
 use crate::config::upstreams::{DiscoveryConfig, ReplicaConfig};
+use crate::types::cluster::Cluster;
 
 /// The least time from one reading to the next, whatever the TTL.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
@@ -94,7 +95,7 @@ fn agree(
     let mut is_first = true;
     for (_, replica) in pool.members.all() {
         is_first = false;
-        let is_named = found.get(&replica.url) == Some(&replica.standby);
+        let is_named = found.get(&replica.url).map(|standby| Cluster::of(*standby)) == Some(replica.cluster);
         if replica.discovered {
             if replica.is_leaving() == is_named {
                 replica.set_leaving(!is_named);
@@ -126,7 +127,7 @@ fn agree(
             capacity: None,
         };
         let place = pool.members.next_place();
-        match blueprint.build(&from, place, *standby) {
+        match blueprint.build(&from, place, Cluster::of(*standby)) {
             Ok(replica) => {
                 let replica = Arc::new(replica.found_by_name());
                 if !is_first {

@@ -40,7 +40,7 @@ use super::replica::Replica;
 use super::resolve::{Lookup, Resolve};
 use super::*;
 use crate::config::upstreams::BalancePolicy;
-use crate::config::{BreakerConfig, ReplicaConfig, UpstreamConfig, Upstreams};
+use crate::config::{BreakerConfig, Config, ReplicaConfig, UpstreamConfig, Upstreams};
 use crate::routing::control::{RoutingControl, UpstreamStatus};
 use crate::types::cluster::Works;
 use crate::types::endpoint::Slot;
@@ -126,10 +126,14 @@ impl Rig {
         *fake.moods.lock() = vec![QUICK; config.replicas.len() + config.standby.len()];
         let names = Names::default();
         let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
-        let upstreams = Upstreams::from([("api".to_owned(), config)]);
+        let config = Config {
+            upstreams: Upstreams::from([("api".to_owned(), config)]),
+            zone: zone.map(str::to_owned),
+            circuit_breaker: breaker.clone(),
+            ..Config::default()
+        };
         let (layer, control) =
-            RoutingLayer::with_resolver(&upstreams, zone, breaker, Clock::System, &metrics, &resolver)
-                .unwrap();
+            RoutingLayer::with_resolver(&config, Clock::System, &metrics, &resolver).unwrap();
         Self {
             routing: layer.layer(fake.clone()),
             fake,
@@ -470,15 +474,11 @@ async fn those_who_wait_go_elsewhere_as_soon_as_another_replica_is_back() {
 async fn wrong_urls_and_probe_paths_are_refused_with_a_reason() {
     let metrics = RoutingMetrics::register(&prometheus::Registry::new()).unwrap();
     let build = |config: UpstreamConfig| {
-        let upstreams = Upstreams::from([("api".to_owned(), config)]);
-        RoutingLayer::new(
-            &upstreams,
-            None,
-            &BreakerConfig::default(),
-            Clock::System,
-            &metrics,
-        )
-        .err()
+        let config = Config {
+            upstreams: Upstreams::from([("api".to_owned(), config)]),
+            ..Config::default()
+        };
+        RoutingLayer::new(&config, Clock::System, &metrics).err()
     };
     let mut wrong = config(1, 0, 1, 1);
     wrong.replicas[0].url = "api:5001".into();
