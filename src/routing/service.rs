@@ -107,6 +107,7 @@ impl RoutingLayer {
                 breaker: config.circuit_breaker.clone(),
                 check: check.clone(),
                 scrape: upstream.scrape.clone(),
+                protocol: upstream.protocol,
                 capacity: upstream.capacity,
                 connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
