@@ -16,6 +16,8 @@ pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// How long the client waits.
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// No call takes longer; what is written can be more than clocks count.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 /// Digits of a timeout.
 const MOST_DIGITS: usize = 8;
 
@@ -47,10 +49,11 @@ impl Status {
     pub fn of(fields: &HeaderMap) -> Option<Self> {
         let value = fields.get(GRPC_STATUS)?.as_bytes();
         let plain = (1..=4).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-        let number = value.iter().fold(0, |number, digit| {
-            number * 10 + u16::from(digit.wrapping_sub(b'0'))
-        });
-        Some(if plain { Self(number) } else { Self::UNKNOWN })
+        if !plain {
+            return Some(Self::UNKNOWN);
+        }
+        let digits = value.iter().map(|digit| u16::from(digit - b'0'));
+        Some(Self(digits.fold(0, |number, digit| number * 10 + digit)))
     }
 
     /// The HTTP status that says of a server what this outcome does, where it is the server's fault: 503, 504 or 500.
@@ -87,7 +90,7 @@ pub fn is_grpc(fields: &HeaderMap) -> bool {
 /// How long the client waits, by `grpc-timeout`. `None` without one, and for one that cannot be read: the server will
 /// say what it thinks of it.
 pub fn timeout(fields: &HeaderMap) -> Option<Duration> {
-    parse_timeout(fields.get(GRPC_TIMEOUT)?.as_bytes())
+    parse_timeout(fields.get(GRPC_TIMEOUT)?.as_bytes()).map(|timeout| timeout.min(LONGEST))
 }
 
 /// One to eight digits and a unit.

@@ -180,7 +180,8 @@ async fn who_finds_all_connections_full_waits_for_a_stream_and_not_for_ever() {
     }
     tokio::time::pause();
     let mut late = rig.dispatch(get("/"));
-    Arc::get_mut(&mut late.fetch).unwrap().deadline = Some(Clock::System.now().monotonic + Duration::from_secs(1));
+    Arc::get_mut(&mut late.fetch).unwrap().deadline =
+        Some(Clock::System.now().monotonic + Duration::from_secs(1));
     let failure = rig.upstream.clone().call(late).await.unwrap_err();
     assert_eq!((failure.kind, failure.sent), (FailureKind::Overloaded, false));
     asking.shutdown().await;
