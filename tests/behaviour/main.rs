@@ -23,6 +23,7 @@ mod endurance;
 mod explain;
 mod failover;
 mod fields;
+mod grpc;
 mod guard;
 mod guard_peers;
 mod guard_postgres;
