@@ -60,8 +60,8 @@ impl Decoder for Raw {
 /// What a server has seen.
 pub struct Seen {
     name: &'static str,
-    connections: AtomicUsize,
     calls: AtomicUsize,
+    probes: AtomicUsize,
     cancelled: AtomicUsize,
     ill: AtomicBool,
     /// What `gate` waits for.
@@ -89,8 +89,8 @@ impl Server {
         let address = listener.local_addr().expect("its address");
         let seen = Arc::new(Seen {
             name,
-            connections: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
             cancelled: AtomicUsize::new(0),
             ill: AtomicBool::new(false),
             gate: Semaphore::new(0),
@@ -99,7 +99,6 @@ impl Server {
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                shared.connections.fetch_add(1, Ordering::SeqCst);
                 stream.set_nodelay(true).expect("a socket");
                 let (seen, tls) = (shared.clone(), tls.clone());
                 connections.spawn(async move {
@@ -125,14 +124,14 @@ impl Server {
         }
     }
 
-    /// Connections so far.
-    pub fn connections(&self) -> usize {
-        self.seen.connections.load(Ordering::SeqCst)
-    }
-
     /// Calls so far.
     pub fn calls(&self) -> usize {
         self.seen.calls.load(Ordering::SeqCst)
+    }
+
+    /// Probes so far, by whichever question.
+    pub fn probes(&self) -> usize {
+        self.seen.probes.load(Ordering::SeqCst)
     }
 
     /// Calls that were cancelled.
@@ -173,7 +172,11 @@ async fn answer(
     seen: Arc<Seen>,
     request: http::Request<Incoming>,
 ) -> Result<http::Response<tonic::body::Body>, Infallible> {
-    seen.calls.fetch_add(1, Ordering::SeqCst);
+    if request.uri().path().starts_with("/test.Echo/") {
+        seen.calls.fetch_add(1, Ordering::SeqCst);
+    } else {
+        seen.probes.fetch_add(1, Ordering::SeqCst);
+    }
     let mut grpc = tonic::server::Grpc::new(Raw);
     Ok(match request.uri().path() {
         "/test.Echo/Unary" => {
