@@ -18,7 +18,7 @@ use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
 use super::failover::{Sight, Standing, Wish};
-use super::fit::{Asker, course, fit, is_held, may_be_elsewhere, refusal, unplaced, views};
+use super::fit::{Asker, course, fit, may_be_elsewhere, refusal, unplaced, views};
 use super::health::Event;
 use super::health::ewma::Usual;
 use super::health::score::Parts;
@@ -282,13 +282,16 @@ impl Pool {
         let (lane, class, now) = (fetch.lane, fetch.class, self.now());
         let mut state = self.state.lock();
         let standing = state.slots.standing;
-        let course = self.members.with(|members| course(members, standing, wish))?;
-        let asker = Asker { class, course, avoid };
-        let may_be = |members: &[_]| may_be_elsewhere(members, asker, pressing, now);
+        let may_be = |members: &[_]| {
+            let course = course(members, standing, wish, now)?;
+            Ok(course.is_some_and(|course| {
+                may_be_elsewhere(members, Asker { class, course, avoid }, pressing, now)
+            }))
+        };
         let waits = |lane: &Lane| state.lanes.length(*lane) > 0;
         let others_first = waits(&lane) || (!pressing && Lane::ALL.iter().any(waits));
         if !others_first
-            && self.members.with(may_be)
+            && self.members.with(may_be)?
             && let Choice::Replica(chosen) = self.choose(&mut state.slots, lane, (class, wish), avoid)
         {
             return Ok(self.hand(chosen, lane));
@@ -549,10 +552,9 @@ impl Pool {
         let by_score = slots.policy.by_score();
         let (class, wish) = what;
         self.members.with(|members| {
-            let course = course(members, slots.standing, wish);
-            let course = match course.and_then(|it| Ok((it, is_held(members, it, now)?))) {
-                Ok((course, false)) => course,
-                Ok((_, true)) => return Choice::Wait,
+            let course = match course(members, slots.standing, wish, now) {
+                Ok(Some(course)) => course,
+                Ok(None) => return Choice::Wait,
                 Err(failure) => return Choice::Refused(failure),
             };
             let asker = Asker { class, course, avoid };

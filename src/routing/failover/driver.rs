@@ -15,6 +15,7 @@ use super::redis::Redis;
 use super::registry::{Alone, Registry, wall_ms};
 use super::watch::{Settings, Sight};
 use crate::routing::link::Link;
+use crate::routing::owners::Owners;
 use crate::routing::pool::Pool;
 use crate::types::cluster::{Cluster, Epoch};
 use crate::types::time::Clock;
@@ -29,6 +30,7 @@ const DOUBTS: u32 = 12;
 /// See the module.
 pub(in crate::routing) struct Failover {
     pool: Arc<Pool>,
+    owners: Arc<Owners>,
     registry: Box<dyn Registry>,
     instance: Mutex<Instance>,
     doubts: Mutex<u32>,
@@ -94,7 +96,7 @@ pub enum SteerError {
 impl Failover {
     /// Nothing runs yet. `shared`: the connection to Redis and the prefix of keys there; without it the instance is alone.
     pub(in crate::routing) fn new(
-        pool: Arc<Pool>,
+        (pool, owners): (Arc<Pool>, Arc<Owners>),
         settings: Settings,
         name: &str,
         shared: Option<(Arc<Link>, &str)>,
@@ -110,6 +112,7 @@ impl Failover {
         let instance = Instance::new(name.to_owned(), settings, alone, wall_ms(&clock));
         let failover = Arc::new(Self {
             pool,
+            owners,
             registry,
             instance: Mutex::new(instance),
             doubts: Mutex::default(),
@@ -135,6 +138,11 @@ impl Failover {
             self.note(outcome);
             self.stand();
         }
+    }
+
+    /// Who has work that outlives requests.
+    pub(in crate::routing) fn owners(&self) -> Arc<Owners> {
+        self.owners.clone()
     }
 
     /// Returns once the registry has answered.
