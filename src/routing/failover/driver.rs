@@ -155,9 +155,10 @@ impl Failover {
     /// # Errors
     /// When the registry does not confirm it: then nothing has changed, as far as is known.
     pub(in crate::routing) async fn steer(&self, mode: Mode) -> Result<Epoch, SteerError> {
+        // So that what is proposed follows what all know now.
+        self.beat().await.map_err(SteerError::Unconfirmed)?;
         let wanted = self.instance.lock().steer(mode, wall_ms(&self.clock));
-        let never = || SteerError::Unconfirmed("Redis has never answered".to_owned());
-        let proposal = wanted.ok_or_else(never)?;
+        let proposal = wanted.ok_or(SteerError::Overtaken)?;
         let begun = self.propose(proposal).await.map_err(SteerError::Unconfirmed)?;
         self.stand();
         begun.ok_or(SteerError::Overtaken)
