@@ -20,7 +20,7 @@ use super::admission::Pass;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
 use super::failover::{Standing, Wish};
-use super::fit::{Asker, course, fit, may_be_elsewhere, refusal, unplaced, views};
+use super::fit::{Asker, course, fit, may_be_elsewhere, may_be_held, refusal, unplaced, views};
 use super::health::Event;
 use super::health::ewma::Usual;
 use super::health::score::Parts;
@@ -361,6 +361,25 @@ impl Pool {
     pub(super) fn score(&self, replica: &Replica, in_flight: usize) -> Parts {
         let signals = replica.signals.lock();
         Parts::of(&signals.inputs(replica.share(in_flight), self.now()))
+    }
+
+    /// Whether what wants `wish` would wait for the other cluster, if its own were found to be gone.
+    pub(super) fn may_be_held(&self, wish: Wish) -> bool {
+        let (standing, now) = (self.state.lock().slots.standing, self.now());
+        self.members
+            .with(|members| may_be_held(members, standing, wish, now))
+    }
+
+    /// Returns once `replica` is unhealthy.
+    pub(super) async fn is_out(&self, replica: &Replica) {
+        loop {
+            // Before the look, so that no change is missed.
+            let changed = self.health_changed.notified();
+            if !replica.is_healthy() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.
