@@ -277,9 +277,9 @@ impl Pool {
         ))
     }
 
-    /// Takes what was learnt about a replica into account.
-    pub(super) fn learn(self: &Arc<Self>, replica: &Replica, event: Event) {
-        if replica.learn(event) {
+    /// Takes what was learnt about a replica from something that was begun at `began` into account.
+    pub(super) fn learn(self: &Arc<Self>, replica: &Replica, event: Event, began: Instant) {
+        if replica.learn(event, began, self.now()) {
             if replica.is_healthy() {
                 replica.signals.lock().came_back(self.now());
             }

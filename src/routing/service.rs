@@ -323,7 +323,7 @@ where
     match result {
         Ok(mut response) => {
             replica.take_report(response.headers_mut(), clock.now().monotonic);
-            pool.learn(replica, Event::RequestOk);
+            pool.learn(replica, Event::RequestOk, started);
             match response.status() {
                 // Of the server before the replica, or of one that is overloaded.
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -343,7 +343,7 @@ where
             }
             if verdict == Verdict::Failure {
                 replica.observed.failed(&failure, pool.now());
-                pool.learn(replica, Event::RequestFailed);
+                pool.learn(replica, Event::RequestFailed, started);
                 pool.failed(replica);
                 replica.probe_soon.notify_one();
             }

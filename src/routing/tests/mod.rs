@@ -233,7 +233,8 @@ impl Rig {
 
     /// Something is learnt about the replica at `place`.
     fn learn(&self, place: usize, event: Event) {
-        self.control.pools[0].learn(&self.replica(place), event);
+        let now = Clock::System.now().monotonic;
+        self.control.pools[0].learn(&self.replica(place), event, now);
     }
 
     fn status(&self) -> UpstreamStatus {
