@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::instance::Instance;
-use super::metrics::UpstreamFailoverMetrics;
+use super::metrics::{Shown, UpstreamFailoverMetrics};
 use super::record::{Cause, Mode, Proposal, Record};
 use super::redis::Redis;
 use super::registry::{Alone, Registry, wall_ms};
@@ -65,6 +65,8 @@ pub struct FailoverStatus {
     pub healthy: Option<Sight>,
     /// What this one sees.
     pub healthy_here: Option<Sight>,
+    /// Pieces of work whose cluster is remembered here.
+    pub owners: u64,
     /// How the epoch began.
     pub last_shift: Option<LastShift>,
 }
@@ -78,13 +80,32 @@ pub struct LastShift {
     pub by: String,
     /// When, in milliseconds of Unix time, by that instance's clock.
     pub at_ms: u64,
+    /// How long ago that is by the clock of this one.
+    pub seconds_ago: u64,
+}
+
+/// What an operator's wish has begun.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Steered {
+    /// The upstream, by its name in the configuration.
+    pub upstream: String,
+    /// The epoch that has begun.
+    pub epoch: Epoch,
+    /// The cluster that had the writes before.
+    pub before: Cluster,
+    /// The one that has them now.
+    pub active: Cluster,
+    /// Who says so from now on.
+    pub mode: Mode,
+    /// The share of that cluster's capacity that is healthy, if that is known.
+    pub healthy: Option<f64>,
 }
 
 /// Why an operator's wish was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SteerError {
     /// Nobody knows what the others do.
-    #[error("the epoch cannot be confirmed, so nothing was changed: {0}")]
+    #[error("it cannot be confirmed, so nothing has changed as far as is known: {0}")]
     Unconfirmed(String),
     /// Another epoch began at the same moment.
     #[error("another epoch has begun meanwhile; look at the upstreams and try again")]
@@ -146,13 +167,24 @@ impl Failover {
     ///
     /// # Errors
     /// When the registry does not confirm it: then nothing has changed, as far as is known.
-    pub(in crate::routing) async fn steer(&self, mode: Mode) -> Result<Epoch, SteerError> {
+    pub(in crate::routing) async fn steer(&self, mode: Mode) -> Result<Steered, SteerError> {
         let wanted = self.instance.lock().steer(mode, wall_ms(&self.clock));
         let never = || SteerError::Unconfirmed("Redis has never answered".to_owned());
         let proposal = wanted.ok_or_else(never)?;
+        let before = proposal.from.cluster();
         let begun = self.propose(proposal).await.map_err(SteerError::Unconfirmed)?;
         self.stand();
-        begun.ok_or(SteerError::Overtaken)
+        let epoch = begun.ok_or(SteerError::Overtaken)?;
+        let active = epoch.cluster();
+        let [agreed, own] = self.instance.lock().sights(self.now());
+        Ok(Steered {
+            upstream: self.pool.name.clone(),
+            epoch,
+            before,
+            active,
+            mode,
+            healthy: agreed.or(own).map(|sight| sight.of(active)),
+        })
     }
 
     async fn beat(&self) -> Result<(), String> {
@@ -196,7 +228,7 @@ impl Failover {
 
     /// Looks again at once where others see less than this instance does.
     fn doubt(&self, own: Sight) {
-        let [agreed, _] = self.instance.lock().sights();
+        let [agreed, _] = self.instance.lock().sights(self.now());
         let mut doubts = self.doubts.lock();
         let is_doubted =
             |cluster: &Cluster| agreed.is_some_and(|agreed| agreed.of(*cluster) + 0.01 < own.of(*cluster));
@@ -225,7 +257,7 @@ impl Failover {
             return;
         }
         self.metrics.shifted(details.cause);
-        let [agreed, _] = self.instance.lock().sights();
+        let [agreed, _] = self.instance.lock().sights(self.now());
         let share = |cluster| agreed.map(|sight| (100.0 * sight.of(cluster)).round());
         tracing::warn!(
             upstream,
@@ -259,13 +291,16 @@ impl Failover {
         let now = self.now();
         let instance = self.instance.lock();
         let standing = instance.standing(now);
-        self.metrics.show(
-            standing.active(),
-            instance.record().map_or(0, |record| record.epoch.0),
-            instance.holds_lease(),
-            instance.confirmed().map(|at| now.saturating_duration_since(at)),
-        );
-        let [agreed, own] = instance.sights();
+        self.metrics.show(&Shown {
+            epoch: instance.record().map_or(0, |record| record.epoch.0),
+            active: standing.active(),
+            mode: instance.mode(),
+            writes: standing.has_writes(),
+            lease: instance.holds_lease(),
+            confirmed: instance.confirmed().map(|at| now.saturating_duration_since(at)),
+            owners: self.owners(),
+        });
+        let [agreed, own] = instance.sights(now);
         if let Some(sight) = agreed.or(own) {
             for cluster in Cluster::ALL {
                 self.metrics.healthy(cluster, sight.of(cluster));
@@ -281,11 +316,12 @@ impl Failover {
         let instance = self.instance.lock();
         let standing = instance.standing(now);
         let record = instance.record();
-        let [healthy, healthy_here] = instance.sights();
+        let [healthy, healthy_here] = instance.sights(now);
+        let wall_ms = wall_ms(&self.clock);
         FailoverStatus {
             epoch: record.map(|record| record.epoch),
             active: standing.active(),
-            mode: record.map(|record| record.details.mode).unwrap_or_default(),
+            mode: instance.mode(),
             writes: standing.has_writes(),
             instance: instance.name().to_owned(),
             holder: instance.holder().map(str::to_owned),
@@ -296,12 +332,23 @@ impl Failover {
             trouble: self.trouble.lock().clone(),
             healthy,
             healthy_here,
+            owners: self.owners(),
             last_shift: record.map(|record| LastShift {
                 cause: record.details.cause,
                 by: record.details.by.clone(),
                 at_ms: record.details.at_ms,
+                seconds_ago: wall_ms.saturating_sub(record.details.at_ms) / 1_000,
             }),
         }
+    }
+
+    /// How many pieces of work are remembered with their cluster.
+    #[expect(
+        clippy::unused_self,
+        reason = "the memory of owners will be reached through it"
+    )]
+    fn owners(&self) -> u64 {
+        0
     }
 
     fn now(&self) -> Instant {
