@@ -257,8 +257,8 @@ impl Failover {
             return;
         }
         self.metrics.shifted(details.cause);
-        let [agreed, _] = self.instance.lock().sights(self.now());
-        let share = |cluster| agreed.map(|sight| (100.0 * sight.of(cluster)).round());
+        let [agreed, own] = self.instance.lock().sights(self.now());
+        let share = |cluster| agreed.or(own).map(|sight| (100.0 * sight.of(cluster)).round());
         tracing::warn!(
             upstream,
             epoch,
