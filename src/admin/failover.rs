@@ -28,8 +28,8 @@ struct SteerRequest {
 #[derive(Debug, PartialEq, Eq)]
 struct Wish {
     mode: Mode,
-    /// At least one.
-    upstreams: Vec<String>,
+    /// All that have a standby, unless it is one.
+    upstream: Option<String>,
 }
 
 /// The answer.
@@ -45,11 +45,11 @@ where
 {
     body::must_be_json(request.headers())?;
     let bytes = body::read(request.into_body()).await?;
-    let wish = parse(&bytes, parts.routing.with_standby())
+    let wish = parse(&bytes, &parts.routing.with_standby())
         .map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     let routing = parts.routing.clone();
     // A task of its own, so that all of them follow also when the caller has left.
-    let steering = tokio::spawn(async move { routing.steer(&wish.upstreams, wish.mode).await });
+    let steering = tokio::spawn(async move { routing.steer(wish.upstream.as_deref(), wish.mode).await });
     match steering.await {
         Ok(Ok(upstreams)) => Ok(answer::status(&SteerAnswer { upstreams })),
         Ok(Err(not_steered)) => Err(refusal(&not_steered)),
@@ -64,24 +64,24 @@ where
 ///
 /// # Errors
 /// A sentence that begins with the key that it is about.
-fn parse(body: &[u8], with_standby: Vec<String>) -> Result<Wish, String> {
+fn parse(body: &[u8], with_standby: &[String]) -> Result<Wish, String> {
     let request: SteerRequest = body::object(body)?;
     let mode = request.to.ok_or("to: must be standby, primary or auto")?;
     if with_standby.is_empty() {
         return Err("upstream: none has a standby, so there is nothing to choose from".into());
     }
-    let upstreams = match request.upstream {
-        None => with_standby,
-        Some(name) if with_standby.contains(&name) => vec![name],
-        Some(name) => {
-            let name: String = name.chars().take(SAID).collect();
-            let named = with_standby.join(", ");
-            return Err(format!(
-                "upstream: none that is called `{name}` has a standby; with one there are: {named}"
-            ));
-        }
-    };
-    Ok(Wish { mode, upstreams })
+    let is_unknown = |name: &&String| !with_standby.contains(name);
+    if let Some(name) = request.upstream.as_ref().filter(is_unknown) {
+        let name: String = name.chars().take(SAID).collect();
+        let named = with_standby.join(", ");
+        return Err(format!(
+            "upstream: none that is called `{name}` has a standby; with one there are: {named}"
+        ));
+    }
+    Ok(Wish {
+        mode,
+        upstream: request.upstream,
+    })
 }
 
 fn refusal(not_steered: &NotSteered) -> Refusal {
@@ -108,25 +108,23 @@ mod tests {
     use crate::types::cluster::{Cluster, Epoch};
 
     fn read(body: &str, with_standby: &[&str]) -> Result<Wish, String> {
-        let names = with_standby.iter().map(|name| (*name).to_owned());
-        parse(body.as_bytes(), names.collect())
+        let names: Vec<_> = with_standby.iter().map(|name| (*name).to_owned()).collect();
+        parse(body.as_bytes(), &names)
     }
 
     #[test]
     fn one_upstream_or_all_that_have_a_standby_are_meant() {
-        for (body, mode, upstreams) in [
-            (r#"{"to": "standby"}"#, Mode::Standby, &["api", "web"][..]),
-            (r#"{"to": "primary", "upstream": "web"}"#, Mode::Primary, &["web"]),
-            (r#" {"upstream": "api", "to": "auto"} "#, Mode::Auto, &["api"]),
+        for (body, mode, upstream) in [
+            (r#"{"to": "standby"}"#, Mode::Standby, None),
+            (
+                r#"{"to": "primary", "upstream": "web"}"#,
+                Mode::Primary,
+                Some("web"),
+            ),
+            (r#" {"upstream": "api", "to": "auto"} "#, Mode::Auto, Some("api")),
         ] {
             let wish = read(body, &["api", "web"]).unwrap();
-            assert_eq!(
-                (wish.mode, &wish.upstreams[..]),
-                (
-                    mode,
-                    &upstreams.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()[..]
-                )
-            );
+            assert_eq!((wish.mode, wish.upstream.as_deref()), (mode, upstream), "{body}");
         }
     }
 
@@ -202,15 +200,15 @@ mod tests {
             to in "standby|primary|auto|\\PC{0,9}",
             upstream in proptest::option::of("api|web|\\PC{0,40}"),
         ) {
-            let _ = parse(&bytes, vec!["api".to_owned()]);
+            let _ = parse(&bytes, &["api".to_owned()]);
             let body = serde_json::json!({ "to": to, "upstream": upstream }).to_string();
-            let names = vec!["api".to_owned(), "web".to_owned()];
-            if let Ok(wish) = parse(body.as_bytes(), names.clone()) {
-                proptest::prop_assert_eq!(wish.mode.as_str(), to);
-                match upstream {
-                    Some(name) => proptest::prop_assert_eq!(wish.upstreams, vec![name]),
-                    None => proptest::prop_assert_eq!(wish.upstreams, names),
+            let is_known = upstream.as_ref().is_none_or(|name| name == "api" || name == "web");
+            match parse(body.as_bytes(), &["api".to_owned(), "web".to_owned()]) {
+                Ok(wish) => {
+                    proptest::prop_assert_eq!((wish.mode.as_str(), wish.upstream), (&*to, upstream));
+                    proptest::prop_assert!(is_known);
                 }
+                Err(why) => proptest::prop_assert!(why.starts_with("to: ") || !is_known, "{}", why),
             }
         }
     }

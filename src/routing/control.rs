@@ -148,15 +148,15 @@ impl RoutingControl {
         with_standby.map(|(pool, _)| pool.name.clone()).collect()
     }
 
-    /// Has the writes of these upstreams go where an operator wants; those without a standby are passed over. What has
-    /// begun, in name order.
+    /// Has the writes of `upstream`, or of all that have a standby, go where an operator wants. What has begun, in name
+    /// order.
     ///
     /// # Errors
     /// The first wish that was not carried out. Those before it were.
-    pub async fn steer(&self, upstreams: &[String], mode: Mode) -> Result<Vec<Steered>, NotSteered> {
+    pub async fn steer(&self, upstream: Option<&str>, mode: Mode) -> Result<Vec<Steered>, NotSteered> {
         let mut begun = Vec::new();
         for (pool, failover) in self.pools.iter().zip(self.failovers.iter()) {
-            let is_meant = upstreams.contains(&pool.name);
+            let is_meant = upstream.is_none_or(|name| name == pool.name);
             let Some(failover) = failover.as_ref().filter(|_| is_meant) else {
                 continue;
             };

@@ -24,6 +24,7 @@ use super::failover::{Failover, Settings, Wish, instance_name};
 use super::health::Event;
 use super::link::Link;
 use super::metrics::RoutingMetrics;
+use super::owners::Owners;
 use super::place::Rules;
 use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
@@ -45,6 +46,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct RoutingLayer {
     pools: Arc<[Arc<Pool>]>,
+    /// Of those upstreams that have, or may find, a standby.
+    owners: Arc<[Option<Arc<Owners>>]>,
     clock: Clock,
 }
 
@@ -119,13 +122,23 @@ impl RoutingLayer {
             }
             failovers.push(upstream.may_have_standby().then(|| {
                 let shared = link.clone().map(|link| (link, &*redis.prefix));
+                let remembered = shared
+                    .clone()
+                    .map(|(link, prefix)| (link, prefix, redis.timeout.0));
+                let one_database = config.failover.shared_database;
+                let owners = Arc::new(Owners::new(name, remembered, one_database, clock.clone()));
                 let metrics = metrics.failover.of(name);
-                Failover::new(pool.clone(), settings, &instance, shared, clock.clone(), metrics)
+                let (pool, clock) = (pool.clone(), clock.clone());
+                Failover::new((pool, owners), settings, &instance, shared, clock, metrics)
             }));
             pools.push(pool);
             blueprints.push(blueprint);
         }
         let pools: Arc<[Arc<Pool>]> = pools.into();
+        let owners = failovers
+            .iter()
+            .map(|it: &Option<Arc<Failover>>| Some(it.as_ref()?.owners()));
+        let owners = owners.collect();
         let control = RoutingControl {
             pools: pools.clone(),
             blueprints: blueprints.into(),
@@ -141,7 +154,8 @@ impl RoutingLayer {
                 .collect(),
             clock: clock.clone(),
         };
-        Ok((Self { pools, clock }, control))
+        let layer = Self { pools, owners, clock };
+        Ok((layer, control))
     }
 }
 
@@ -152,6 +166,7 @@ impl<S> Layer<S> for RoutingLayer {
         Routing {
             inner,
             pools: self.pools.clone(),
+            owners: self.owners.clone(),
             clock: self.clock.clone(),
         }
     }
@@ -162,6 +177,7 @@ impl<S> Layer<S> for RoutingLayer {
 pub struct Routing<S> {
     inner: S,
     pools: Arc<[Arc<Pool>]>,
+    owners: Arc<[Option<Arc<Owners>>]>,
     clock: Clock,
 }
 
@@ -181,12 +197,14 @@ where
     fn call(&mut self, attempt: Attempt) -> Self::Future {
         let waiting = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, waiting);
-        let pool = self.pools.get(attempt.fetch.upstream.0).cloned();
+        let upstream = attempt.fetch.upstream.0;
+        let pool = self.pools.get(upstream).cloned();
+        let owners = self.owners.get(upstream).cloned().flatten();
         let clock = self.clock.clone();
         Box::pin(async move {
             let pool = pool
                 .ok_or_else(|| nowhere(Failure::new(FailureKind::NoReplica, "there is no such upstream")))?;
-            route(inner, &pool, attempt, &clock).await
+            route(inner, (&pool, owners.as_ref()), attempt, &clock).await
         })
     }
 }
@@ -200,7 +218,7 @@ fn nowhere(failure: Failure) -> FailedAttempt {
 
 async fn route<S>(
     mut inner: S,
-    pool: &Arc<Pool>,
+    (pool, owners): (&Arc<Pool>, Option<&Arc<Owners>>),
     attempt: Attempt,
     clock: &Clock,
 ) -> Result<Response<Body>, FailedAttempt>
@@ -210,9 +228,10 @@ where
     let asked = clock.now().monotonic;
     let deadline = attempt.fetch.deadline;
     let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
-    let wish = Wish {
-        safe: attempt.fetch.is_safe(),
-        owner: None,
+    let (safe, works) = (attempt.fetch.is_safe(), &attempt.fetch.works);
+    let wish = match owners {
+        Some(owners) => owners.wish(safe, works).await,
+        None => Wish::plain(safe),
     };
     let choice = (&attempt.avoid, wish);
     let (taken, pass) = match attempt.placing {
@@ -221,7 +240,7 @@ where
         Placing::Hedge => pool.take_at_once(&attempt.fetch, choice, false),
     }
     .map_err(nowhere)?;
-    let replica = &taken.replica.clone();
+    let (replica, epoch) = (&taken.replica.clone(), taken.epoch);
     attempt.placed.set(replica.place());
     let started = clock.now().monotonic;
     if replica.endpoint.addresses().is_empty() {
@@ -266,7 +285,11 @@ where
             }
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
-            Ok(pass.follow(response, clock.now().monotonic - started))
+            let response = pass.follow(response, clock.now().monotonic - started);
+            Ok(match owners {
+                Some(owners) => owners.follow(response, works.begins, epoch),
+                None => response,
+            })
         }
         Err(failure) => {
             let verdict = verdict(&failure, clock.now().monotonic - started);

@@ -31,6 +31,7 @@ mod guard_postgres_faults;
 mod invalidation;
 mod limits;
 mod memory;
+mod owners;
 mod place;
 mod protocols;
 mod resources;

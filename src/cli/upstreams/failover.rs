@@ -45,7 +45,7 @@ pub(super) fn lines(failover: &Failover) -> Vec<String> {
     say("failover", standing(failover));
     if let Some(shift) = &failover.last_shift {
         let (ago, cause) = (age(shift.seconds_ago), shift.cause.replace('_', " "));
-        say("since", format!("{ago} ago: {cause}, by {}", shift.by));
+        say("begun", format!("{ago} ago: {cause}, by {}", shift.by));
     }
     say("lease", lease(failover));
     say("healthy", health(failover));
@@ -145,7 +145,7 @@ mod tests {
             failover(json!({})),
             [
                 "failover   writes at primary, epoch 3 (auto)",
-                "since      14 s ago: recovered, by edge-1:42:9f3c",
+                "begun      14 s ago: recovered, by edge-1:42:9f3c",
                 "lease      held by edge-2:43:01ab (not this one); confirmed 120 ms ago",
                 "healthy    primary 100 %, standby 100 % (seen from here: primary 50 %, standby 100 %)",
                 "remembers  the cluster of 12 pieces of work",

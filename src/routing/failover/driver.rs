@@ -15,6 +15,7 @@ use super::redis::Redis;
 use super::registry::{Alone, Registry, wall_ms};
 use super::watch::{Settings, Sight};
 use crate::routing::link::Link;
+use crate::routing::owners::Owners;
 use crate::routing::pool::Pool;
 use crate::types::cluster::{Cluster, Epoch};
 use crate::types::time::Clock;
@@ -29,15 +30,24 @@ const DOUBTS: u32 = 12;
 /// See the module.
 pub(in crate::routing) struct Failover {
     pool: Arc<Pool>,
+    owners: Arc<Owners>,
     registry: Box<dyn Registry>,
     instance: Mutex<Instance>,
     doubts: Mutex<u32>,
-    /// Why the registry gave no answer the last time.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Trouble>,
     /// Has a permit once the registry has answered.
     heard: Semaphore,
     clock: Clock,
     metrics: UpstreamFailoverMetrics,
+}
+
+/// What keeps the epoch from being confirmed.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Why the registry gave no answer the last time.
+    why: Option<String>,
+    /// Whether that was said.
+    said: bool,
 }
 
 /// How failover of an upstream stands, as one instance sees it.
@@ -115,7 +125,7 @@ pub enum SteerError {
 impl Failover {
     /// Nothing runs yet. `shared`: the connection to Redis and the prefix of keys there; without it the instance is alone.
     pub(in crate::routing) fn new(
-        pool: Arc<Pool>,
+        (pool, owners): (Arc<Pool>, Arc<Owners>),
         settings: Settings,
         name: &str,
         shared: Option<(Arc<Link>, &str)>,
@@ -131,6 +141,7 @@ impl Failover {
         let instance = Instance::new(name.to_owned(), settings, alone, wall_ms(&clock));
         let failover = Arc::new(Self {
             pool,
+            owners,
             registry,
             instance: Mutex::new(instance),
             doubts: Mutex::default(),
@@ -158,6 +169,11 @@ impl Failover {
         }
     }
 
+    /// Who has work that outlives requests.
+    pub(in crate::routing) fn owners(&self) -> Arc<Owners> {
+        self.owners.clone()
+    }
+
     /// Returns once the registry has answered.
     pub(in crate::routing) async fn is_heard(&self) {
         let _ = self.heard.acquire().await;
@@ -168,9 +184,10 @@ impl Failover {
     /// # Errors
     /// When the registry does not confirm it: then nothing has changed, as far as is known.
     pub(in crate::routing) async fn steer(&self, mode: Mode) -> Result<Steered, SteerError> {
+        // So that what is proposed follows what all know now.
+        self.beat().await.map_err(SteerError::Unconfirmed)?;
         let wanted = self.instance.lock().steer(mode, wall_ms(&self.clock));
-        let never = || SteerError::Unconfirmed("Redis has never answered".to_owned());
-        let proposal = wanted.ok_or_else(never)?;
+        let proposal = wanted.ok_or(SteerError::Overtaken)?;
         let before = proposal.from.cluster();
         let begun = self.propose(proposal).await.map_err(SteerError::Unconfirmed)?;
         self.stand();
@@ -274,16 +291,23 @@ impl Failover {
         );
     }
 
-    /// Says once what keeps the epoch from being confirmed, and once that it is over.
+    /// Says once what keeps the epoch from being confirmed, and once that it is over. The first beat of all may come
+    /// before there is a connection, of which nothing is said.
     fn note(&self, outcome: Result<(), String>) {
         let mut trouble = self.trouble.lock();
         let upstream = &*self.pool.name;
-        match (&*trouble, &outcome) {
-            (None, Err(why)) => tracing::warn!(upstream, "failover: the epoch cannot be confirmed: {why}"),
-            (Some(_), Ok(())) => tracing::info!(upstream, "failover: the epoch is confirmed again"),
+        let is_first = trouble.why.is_none() && self.heard.available_permits() == 0;
+        match &outcome {
+            Err(why) if !trouble.said && !is_first => {
+                trouble.said = true;
+                tracing::warn!(upstream, "failover: the epoch cannot be confirmed: {why}");
+            }
+            Ok(()) if std::mem::take(&mut trouble.said) => {
+                tracing::info!(upstream, "failover: the epoch is confirmed again");
+            }
             _ => {}
         }
-        *trouble = outcome.err();
+        trouble.why = outcome.err();
     }
 
     /// Has the pool go by how things stand now.
@@ -298,7 +322,7 @@ impl Failover {
             writes: standing.has_writes(),
             lease: instance.holds_lease(),
             confirmed: instance.confirmed().map(|at| now.saturating_duration_since(at)),
-            owners: self.owners(),
+            owners: self.owners.count(),
         });
         let [agreed, own] = instance.sights(now);
         if let Some(sight) = agreed.or(own) {
@@ -329,10 +353,10 @@ impl Failover {
             confirmed_ms_ago: instance
                 .confirmed()
                 .map(|at| now.saturating_duration_since(at).as_millis() as u64),
-            trouble: self.trouble.lock().clone(),
+            trouble: self.trouble.lock().why.clone(),
             healthy,
             healthy_here,
-            owners: self.owners(),
+            owners: self.owners.count(),
             last_shift: record.map(|record| LastShift {
                 cause: record.details.cause,
                 by: record.details.by.clone(),
@@ -340,15 +364,6 @@ impl Failover {
                 seconds_ago: wall_ms.saturating_sub(record.details.at_ms) / 1_000,
             }),
         }
-    }
-
-    /// How many pieces of work are remembered with their cluster.
-    #[expect(
-        clippy::unused_self,
-        reason = "the memory of owners will be reached through it"
-    )]
-    fn owners(&self) -> u64 {
-        0
     }
 
     fn now(&self) -> Instant {

@@ -52,6 +52,12 @@ impl Ledger {
         self.record.as_ref().map(|record| record.epoch)
     }
 
+    /// Nobody decides any more.
+    #[cfg(test)]
+    pub(super) fn end_lease(&mut self) {
+        self.lease = None;
+    }
+
     /// Begins the epoch that `proposal` wants, unless another has begun meanwhile or somebody else decides.
     pub(super) fn propose(&mut self, proposal: &Proposal, now_ms: u64) -> bool {
         let is_holder = self

@@ -10,6 +10,7 @@ fn a_standby_takes_over_after_5_s_below_half_and_gives_back_after_60_s() {
         min_healthy: Ratio(0.5),
         after: Span::secs(5),
         lease_ttl: Span::secs(3),
+        shared_database: false,
     };
     let back = FailbackConfig {
         after: Span::secs(60),
@@ -20,13 +21,14 @@ fn a_standby_takes_over_after_5_s_below_half_and_gives_back_after_60_s() {
 #[test]
 fn every_key_is_taken_and_printed_so_that_it_loads_again() {
     let loaded = load_text(&format!(
-        "{ONE_UPSTREAM}failover: {{min_healthy: 100%, after: 0s, lease_ttl: 60s}}\nfailback: {{after: 1d}}"
+        "{ONE_UPSTREAM}failover: {{min_healthy: 100%, after: 0s, lease_ttl: 60s, shared_database: true}}\nfailback: {{after: 1d}}"
     ))
     .unwrap();
     let failover = FailoverConfig {
         min_healthy: Ratio(1.0),
         after: Span::secs(0),
         lease_ttl: Span::secs(60),
+        shared_database: true,
     };
     assert_eq!(loaded.config.failover, failover);
     assert_eq!(loaded.config.failback.after, Span::secs(86_400));

@@ -370,8 +370,7 @@ impl World {
         let fail = |what: String| Err(format!("instance {at} at {} ms: {what}", self.now));
         let running = &self.running[at];
         let standing = running.instance.standing(self.at(self.now));
-        let wish = |safe| Wish { safe, owner: None };
-        if standing.course(wish(true)).is_err() {
+        if standing.course(Wish::plain(true)).is_err() {
             return fail("a read is refused".into());
         }
         let epoch = running.instance.record().map(|record| record.epoch);
@@ -385,7 +384,7 @@ impl World {
                 self.stored.0
             ));
         }
-        let Ok(course) = standing.course(wish(false)) else {
+        let Ok(course) = standing.course(Wish::plain(false)) else {
             if self.redis_runs && works > FOLLOW_MS {
                 return fail("a write is refused although Redis answers".into());
             }
@@ -444,12 +443,11 @@ impl World {
 
     /// Where the writes of an instance go.
     pub(super) fn writes(&self, at: usize) -> Option<Cluster> {
-        let wish = Wish {
-            safe: false,
-            owner: None,
-        };
         let standing = self.running[at].instance.standing(self.at(self.now));
-        standing.course(wish).ok().map(|course| course.first)
+        standing
+            .course(Wish::plain(false))
+            .ok()
+            .map(|course| course.first)
     }
 
     /// Where its reads go first.
