@@ -142,11 +142,7 @@ impl Instance {
         };
         let (epoch, mode) = (record.epoch, record.details.mode);
         let active = epoch.cluster();
-        let is_confirmed = self.alone
-            || self
-                .confirmed
-                .is_some_and(|at| now.saturating_duration_since(at) <= self.settings.lease_ttl);
-        let (reads, writes) = if is_confirmed {
+        let (reads, writes) = if self.is_confirmed(now) {
             let hold = mode == Mode::Auto && self.settings.after <= LONGEST_HOLD;
             (active, Writes::Open { hold })
         } else if self.own.due(active, mode, now).is_some() {
@@ -155,6 +151,12 @@ impl Instance {
             (active, Writes::Open { hold: false })
         };
         Standing { epoch, reads, writes }
+    }
+
+    /// Whether what the others do is known: heard a short time ago, or there are none.
+    fn is_confirmed(&self, now: Instant) -> bool {
+        let is_fresh = |at| now.saturating_duration_since(at) <= self.settings.lease_ttl;
+        self.alone || self.confirmed.is_some_and(is_fresh)
     }
 
     pub(super) fn record(&self) -> Option<&Record> {
@@ -177,9 +179,18 @@ impl Instance {
         self.confirmed
     }
 
-    /// What all see together, and what it sees itself.
-    pub(super) fn sights(&self) -> [Option<Sight>; 2] {
-        [self.agreed.last(), self.own.last()]
+    /// Who says where the writes go, as far as is known.
+    pub(super) fn mode(&self) -> Mode {
+        self.record
+            .as_ref()
+            .map(|record| record.details.mode)
+            .unwrap_or_default()
+    }
+
+    /// What all see together, while they can be heard, and what it sees itself.
+    pub(super) fn sights(&self, now: Instant) -> [Option<Sight>; 2] {
+        let agreed = self.agreed.last().filter(|_| self.is_confirmed(now));
+        [agreed, self.own.last()]
     }
 }
 
