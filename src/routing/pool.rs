@@ -22,7 +22,7 @@ use super::breaker::{Ticket, Verdict};
 use super::failover::{Standing, Wish};
 use super::fit::{Asker, course, fit, may_be_elsewhere, may_be_held, refusal, unplaced, views};
 use super::health::Event;
-use super::health::ewma::Usual;
+use super::health::ewma::{Route, Usual};
 use super::health::score::Parts;
 use super::lanes::{self, Lanes};
 use super::members::Members;
@@ -343,11 +343,11 @@ impl Pool {
     }
 
     /// Takes an answer of `replica` after `time` into account for its score.
-    pub(super) fn answered(self: &Arc<Self>, replica: &Replica, class: RouteClass, time: Duration) {
-        let (ratio, now) = (self.usual.lock().ratio(class, time), self.now());
+    pub(super) fn answered(self: &Arc<Self>, replica: &Replica, route: Route, time: Duration) {
+        let (ratio, now) = (self.usual.lock().ratio(route, time), self.now());
         replica.signals.lock().answered(ratio, now);
         replica.observed.answered(time, now);
-        if replica.found(class, Some(time), now) {
+        if replica.found(route, Some(time), now) {
             self.serve_queue();
         }
     }

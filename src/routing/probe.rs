@@ -150,6 +150,7 @@ fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Opti
             },
             upstream: replica.endpoint.upstream,
             class: RouteClass::Health,
+            template: "*",
             lane: Lane::Short,
             principal: None,
             works: Works::default(),

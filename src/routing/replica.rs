@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::Door;
 use super::gradient::Gradient;
+use super::health::ewma::Route;
 use super::health::signals::Signals;
 use super::health::silence::Silence;
 use super::health::{Event, Health, orca};
@@ -169,13 +170,13 @@ impl Replica {
 
     /// Takes an answer after `time` (`None`: it timed out) into account for how many slots it has. True when that has
     /// made them more.
-    pub(super) fn found(&self, class: RouteClass, time: Option<Duration>, now: Instant) -> bool {
+    pub(super) fn found(&self, route: Route, time: Option<Duration>, now: Instant) -> bool {
         let Some(gradient) = &self.gradient else {
             return false;
         };
         let mut gradient = gradient.lock();
         let in_flight = usize::try_from(self.metrics.in_flight.get()).unwrap_or_default();
-        gradient.observe(class, time, in_flight, now);
+        gradient.observe(route, time, in_flight, now);
         let slots = gradient.limit();
         let before = self.slots.swap(slots, Ordering::Relaxed);
         if before != slots {

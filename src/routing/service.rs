@@ -22,6 +22,7 @@ use super::breaker::Verdict;
 use super::control::RoutingControl;
 use super::failover::{Failover, Settings, Wish, instance_name};
 use super::health::Event;
+use super::health::ewma::Route;
 use super::link::Link;
 use super::metrics::RoutingMetrics;
 use super::owners::Owners;
@@ -329,7 +330,11 @@ where
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                     pool.failed(replica);
                 }
-                _ => pool.answered(replica, attempt.fetch.class, clock.now().monotonic - started),
+                _ => pool.answered(
+                    replica,
+                    Route::of(&attempt.fetch),
+                    clock.now().monotonic - started,
+                ),
             }
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
@@ -339,7 +344,7 @@ where
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
             if failure.kind == FailureKind::UpstreamTimeout {
-                replica.found(attempt.fetch.class, None, clock.now().monotonic);
+                replica.found(Route::of(&attempt.fetch), None, clock.now().monotonic);
             }
             if verdict == Verdict::Failure {
                 replica.observed.failed(&failure, pool.now());
