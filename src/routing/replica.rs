@@ -24,9 +24,9 @@ use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
 use super::observed::Observed;
 use super::place::{Marks, Rules};
 use super::resolve::Resolve;
-use crate::config::BreakerConfig;
 use crate::config::scrape::ScrapeConfig;
 use crate::config::upstreams::{Auto, Capacity, ConnectionsConfig, HealthCheckConfig, ReplicaConfig};
+use crate::config::{BreakerConfig, UpstreamProtocol};
 use crate::types::cluster::Cluster;
 use crate::types::endpoint::Endpoint;
 use crate::types::outcome::RouteClass;
@@ -44,6 +44,7 @@ pub(super) struct Blueprint {
     pub(super) breaker: BreakerConfig,
     pub(super) check: HealthCheckConfig,
     pub(super) scrape: Option<ScrapeConfig>,
+    pub(super) protocol: UpstreamProtocol,
     /// What a replica can take, if that is known, and
     pub(super) capacity: Option<Capacity>,
     /// how much of that is used.
@@ -68,13 +69,14 @@ impl Blueprint {
         let authority = endpoint.authority();
         let breaker = self.metrics.breaker(&self.name, &authority);
         let mark = |rules: &Arc<Rules>| rules.mark(from.zone.as_deref(), &from.labels);
+        let (connections, protocol) = (&self.connections, self.protocol);
         let (slots, gradient) = match from.capacity.or(self.capacity) {
-            Some(Capacity::Fixed(capacity)) => (self.connections.usable_of(capacity), None),
+            Some(Capacity::Fixed(capacity)) => (connections.in_flight(protocol, Some(capacity)), None),
             Some(Capacity::Found(Auto::Auto)) => {
-                let gradient = Gradient::new(self.connections.usable());
+                let gradient = Gradient::new(connections.most_in_flight(protocol));
                 (gradient.limit(), Some(Mutex::new(gradient)))
             }
-            None => (self.connections.usable(), None),
+            None => (connections.in_flight(protocol, None), None),
         };
         let metrics = self.metrics.replica(&self.name, &authority);
         metrics.slots.set(slots as i64);

@@ -16,7 +16,7 @@ use http::{Response, StatusCode};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower::{Layer, Service};
 
-use super::admission::{FAIR_CHANCE, verdict};
+use super::admission::{FAIR_CHANCE, told_status, verdict};
 use super::balance;
 use super::breaker::Verdict;
 use super::control::RoutingControl;
@@ -38,7 +38,7 @@ use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
 use crate::types::request::{Attempt, Dispatch, FailedAttempt, Placing, UpstreamId};
 use crate::types::time::Clock;
-use crate::types::{Body, Failure, FailureKind};
+use crate::types::{Body, Failure, FailureKind, grpc};
 
 /// The longest wait for a slot of a request that has no deadline.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -113,6 +113,7 @@ impl RoutingLayer {
                 breaker: config.circuit_breaker.clone(),
                 check: check.clone(),
                 scrape: upstream.scrape.clone(),
+                protocol: upstream.protocol,
                 capacity: upstream.capacity,
                 connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
@@ -325,7 +326,8 @@ where
         Ok(mut response) => {
             replica.take_report(response.headers_mut(), clock.now().monotonic);
             pool.learn(replica, Event::RequestOk, started);
-            match response.status() {
+            let is_grpc = grpc::is_grpc(&attempt.fetch.parts.headers);
+            match told_status(&response, is_grpc) {
                 // Of the server before the replica, or of one that is overloaded.
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                     pool.failed(replica);
@@ -338,7 +340,8 @@ where
             }
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
-            Ok((pass.follow(response, clock.now().monotonic - started), epoch))
+            let response = pass.follow(response, is_grpc, clock.now().monotonic - started);
+            Ok((response, epoch))
         }
         Err(failure) => {
             let verdict = verdict(&failure, clock.now().monotonic - started);

@@ -229,7 +229,9 @@ fn default_capacity(config: &mut Config) {
         .cloned()
         .collect();
     for name in names {
-        if let Some(upstream) = config.upstreams.get_mut(&name) {
+        if let Some(upstream) = config.upstreams.get_mut(&name)
+            && !upstream.protocol.is_multiplexed()
+        {
             upstream.capacity.get_or_insert(Capacity::OF_DIFY);
         }
     }
