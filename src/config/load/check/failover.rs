@@ -12,11 +12,10 @@ pub(in crate::config::load) fn decides_alone(config: &Config) -> Vec<Finding> {
         return Vec::new();
     }
     let upstreams = config.upstreams.iter();
-    let with_standby = upstreams.filter(|(_, upstream)| upstream.may_have_standby());
-    let found = with_standby.map(|(name, upstream)| {
-        let list = if upstream.standby.is_empty() { "discovery" } else { "standby" };
+    let with_standby = upstreams.filter(|(_, upstream)| !upstream.standby.is_empty());
+    let found = with_standby.map(|(name, _)| {
         Finding::new(
-            key("upstreams").join(name.as_str()).join(list),
+            key("upstreams").join(name.as_str()).join("standby"),
             "this instance decides alone which cluster has the writes; where there are several, they agree about that \
              through Redis only (cache.type: redis)",
         )
