@@ -8,6 +8,7 @@ use http::{HeaderMap, Method};
 use crate::config::{Config, GuardMode};
 use crate::types::cluster::Works;
 use crate::types::failure::{Failure, FailureKind};
+use crate::types::grpc;
 use crate::types::ids::{Batch, Tag, TagKind, Tags};
 use crate::types::known::IdKind;
 use crate::types::outcome::{CacheOutcome, Outcome, Phases, RouteClass};
@@ -81,7 +82,13 @@ impl Classifier {
                 decision
             }
         };
-        if !method.is_safe() {
+        let is_grpc = *method == Method::POST && grpc::is_grpc(headers);
+        if is_grpc && let Some(limit) = grpc::timeout(headers) {
+            let total = decision.timeouts.total;
+            decision.timeouts.total = Some(total.map_or(limit, |total| total.min(limit)));
+        }
+        // A method of gRPC has no answer to GET that could be kept.
+        if !method.is_safe() && !(is_grpc && decision.template == UNKNOWN) {
             decision
                 .invalidates
                 .push(Tag::of(TagKind::Target, path.as_bytes()));

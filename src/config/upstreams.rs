@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::affinity::Affinity;
+use super::protocol::UpstreamProtocol;
 use super::retry::{HedgeConfig, RetryConfig};
 use super::scrape::ScrapeConfig;
 use crate::types::request::Lane;
@@ -23,10 +24,14 @@ pub struct UpstreamConfig {
     /// A second cluster that stands by: reads go there when no replica is healthy, or the only healthy one has just
     /// failed the request; writes once it has taken over (`failover`).
     pub standby: Vec<ReplicaConfig>,
+    /// What is spoken to the replicas: `http1`; `h2c`, which is HTTP/2 in clear, for `http://` URLs; or `h2`, which is
+    /// HTTP/2 over TLS, for `https://` URLs. gRPC needs one of the last two. Default `http1`.
+    pub protocol: UpstreamProtocol,
     /// Requests that one replica serves at once, of which `connections.pool_share` are used; further ones wait here, not
     /// there. A number, or `auto`: then it is found by how the time to the first byte grows, beginning with 10. Never
     /// more than `connections.limit`. Default for what serves dify-api's routes: 10, which is what a stock dify-api
-    /// container has (one worker of ten connections); otherwise as many as connections.
+    /// container has (one worker of ten connections); otherwise as many as connections. With `h2c` and `h2`, where a
+    /// connection carries 100 requests, 1250 whatever it serves, and never more than the connections carry.
     pub capacity: Option<Capacity>,
     /// Connections to one replica.
     pub connections: ConnectionsConfig,
@@ -299,6 +304,10 @@ impl Default for TimeoutsConfig {
 pub struct HealthCheckConfig {
     /// Path that is asked with GET; 2xx is healthy. Default `/health`.
     pub path: String,
+    /// The name of a gRPC service whose health is asked for instead (`grpc.health.v1.Health/Check`; empty: of the whole
+    /// server). With `h2c` and `h2` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<String>,
     /// Time from one probe to the next. Default 5s.
     pub interval: Span,
     /// A probe without an answer for this long has failed. Default 1s.
@@ -313,6 +322,7 @@ impl Default for HealthCheckConfig {
     fn default() -> Self {
         Self {
             path: "/health".into(),
+            grpc: None,
             interval: Span::secs(5),
             timeout: Span::secs(1),
             unhealthy_after: 3,

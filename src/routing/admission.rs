@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use super::metrics::BreakerMetrics;
 use super::pool::Pool;
 use super::replica::Replica;
 use crate::config::BreakerConfig;
-use crate::types::{Body, Failure, FailureKind};
+use crate::types::{Body, Failure, FailureKind, grpc};
 
 /// A time-out is held against a replica only if it was waited for, for this long in all: the time may have gone
 /// while the request waited for a slot, or while the client read slowly.
@@ -132,6 +132,14 @@ impl Door {
     }
 }
 
+/// The status that says how `response` speaks of its server; of an answer to gRPC it can be another than its own.
+pub(super) fn told_status(response: &Response<Body>, is_grpc: bool) -> StatusCode {
+    let told =
+        grpc::Status::of(response.headers()).filter(|_| is_grpc && response.status() == StatusCode::OK);
+    told.and_then(grpc::Status::as_server_error)
+        .unwrap_or(response.status())
+}
+
 /// The verdict on a replica that `failure` came from after `waited` for it.
 pub(super) fn verdict(failure: &Failure, waited: Duration) -> Verdict {
     match failure.kind {
@@ -172,15 +180,23 @@ impl Pass {
     }
 
     /// Says how the exchange ends whose answer begins with the head of `response`, which was waited for so long:
-    /// now, or with the last byte of the body.
-    pub(super) fn follow(self, response: Response<Body>, waited: Duration) -> Response<Body> {
-        if self.replica.door.is_failure(response.status()) {
-            self.replica.observed.refused(response.status(), self.pool.now());
+    /// now, or with the last byte of the body. Of an answer to gRPC the end has to say how the call went.
+    pub(super) fn follow(self, response: Response<Body>, is_grpc: bool, waited: Duration) -> Response<Body> {
+        let status = told_status(&response, is_grpc);
+        if self.replica.door.is_failure(status) {
+            self.replica.observed.refused(status, self.pool.now());
             self.settle(Verdict::Failure);
             return response;
         }
+        let in_trailers = is_grpc
+            && response.status() == StatusCode::OK
+            && grpc::is_grpc(response.headers())
+            && !response.headers().contains_key(grpc::GRPC_STATUS);
         if response.body().is_empty() {
-            self.settle(Verdict::Success);
+            self.settle(match in_trailers {
+                true => Verdict::Failure,
+                false => Verdict::Success,
+            });
             return response;
         }
         response.map(|inner| {
@@ -189,6 +205,7 @@ impl Pass {
                 pass: self,
                 waited,
                 since: None,
+                untold: in_trailers,
             })
         })
     }
@@ -208,6 +225,26 @@ struct Followed {
     waited: Duration,
     /// Since when it is.
     since: Option<Instant>,
+    /// Whether the end has yet to say how a call went.
+    untold: bool,
+}
+
+impl Followed {
+    /// The trailers say how a call went.
+    fn told(&mut self, trailers: &HeaderMap) {
+        let Some(status) = grpc::Status::of(trailers).filter(|_| self.untold) else {
+            return;
+        };
+        self.untold = false;
+        let Pass { pool, replica, .. } = &self.pass;
+        if let Some(status) = status.as_server_error()
+            && replica.door.is_failure(status)
+        {
+            replica.observed.refused(status, pool.now());
+            pool.failed(replica);
+            self.pass.end(Verdict::Failure);
+        }
+    }
 }
 
 impl http_body::Body for Followed {
@@ -223,8 +260,26 @@ impl http_body::Body for Followed {
         if let Some(since) = this.since.take() {
             this.waited += this.pass.pool.now().saturating_duration_since(since);
         }
+        if let Some(trailers) = frame
+            .as_ref()
+            .and_then(|frame| frame.as_ref().ok()?.trailers_ref())
+        {
+            this.told(trailers);
+        }
+        let frame = match frame {
+            // Not an end that means anything.
+            None if this.untold => {
+                this.untold = false;
+                let failure = Failure::new(
+                    FailureKind::UpstreamReset,
+                    "the answer ended without a grpc-status",
+                );
+                Some(Err(failure.sent()))
+            }
+            frame => frame,
+        };
         match &frame {
-            Some(Ok(_)) if !this.inner.is_end_stream() => {}
+            Some(Ok(_)) if !this.is_end_stream() => {}
             Some(Ok(_)) | None => this.pass.end(Verdict::Success),
             Some(Err(failure)) => {
                 let verdict = verdict(failure, this.waited);
@@ -241,7 +296,7 @@ impl http_body::Body for Followed {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        !self.untold && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

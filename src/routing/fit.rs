@@ -96,11 +96,7 @@ pub(super) fn course(
         true => standing.course(wish)?,
         false => Standing::FIRST.course(wish)?,
     };
-    let is_well = |cluster| {
-        let of = |replica: &&Arc<Replica>| replica.cluster == cluster && !replica.is_leaving();
-        let mut members = members.iter().flatten().filter(of);
-        members.any(|replica| replica.is_healthy() && replica.door.admits(now))
-    };
+    let is_well = |cluster| is_well(members, cluster, now);
     if !course.hold && course.gone.is_none() || is_well(course.first) {
         return Ok(Some(course));
     }
@@ -109,6 +105,24 @@ pub(super) fn course(
         Some(work) => Err(gone(work, course.first)),
         None => Ok((!is_well(course.first.other())).then_some(course)),
     }
+}
+
+/// Whether a request that wants `wish` would go nowhere yet if its cluster were found to have no replica that is well.
+pub(super) fn may_be_held(
+    members: &[Option<Arc<Replica>>],
+    standing: Standing,
+    wish: Wish,
+    now: Instant,
+) -> bool {
+    let course = standing.course(wish);
+    course.is_ok_and(|course| course.hold && is_well(members, course.first.other(), now))
+}
+
+/// Whether a replica of `cluster` would serve.
+fn is_well(members: &[Option<Arc<Replica>>], cluster: Cluster, now: Instant) -> bool {
+    let of = |replica: &&Arc<Replica>| replica.cluster == cluster && !replica.is_leaving();
+    let mut members = members.iter().flatten().filter(of);
+    members.any(|replica| replica.is_healthy() && replica.door.admits(now))
 }
 
 /// What `place` looks at: the replicas of `members` that are in question for a fetch, of which some are `fit` and some of

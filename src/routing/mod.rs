@@ -15,6 +15,7 @@ mod discovery;
 pub mod failover;
 mod fit;
 mod gradient;
+mod grpc_probe;
 pub mod health;
 mod lanes;
 mod link;

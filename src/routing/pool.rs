@@ -20,9 +20,9 @@ use super::admission::Pass;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
 use super::failover::{Standing, Wish};
-use super::fit::{Asker, course, fit, may_be_elsewhere, refusal, unplaced, views};
+use super::fit::{Asker, course, fit, may_be_elsewhere, may_be_held, refusal, unplaced, views};
 use super::health::Event;
-use super::health::ewma::Usual;
+use super::health::ewma::{Route, Usual};
 use super::health::score::Parts;
 use super::lanes::{self, Lanes};
 use super::members::Members;
@@ -277,9 +277,9 @@ impl Pool {
         ))
     }
 
-    /// Takes what was learnt about a replica into account.
-    pub(super) fn learn(self: &Arc<Self>, replica: &Replica, event: Event) {
-        if replica.learn(event) {
+    /// Takes what was learnt about a replica from something that was begun at `began` into account.
+    pub(super) fn learn(self: &Arc<Self>, replica: &Replica, event: Event, began: Instant) {
+        if replica.learn(event, began, self.now()) {
             if replica.is_healthy() {
                 replica.signals.lock().came_back(self.now());
             }
@@ -343,11 +343,11 @@ impl Pool {
     }
 
     /// Takes an answer of `replica` after `time` into account for its score.
-    pub(super) fn answered(self: &Arc<Self>, replica: &Replica, class: RouteClass, time: Duration) {
-        let (ratio, now) = (self.usual.lock().ratio(class, time), self.now());
+    pub(super) fn answered(self: &Arc<Self>, replica: &Replica, route: Route, time: Duration) {
+        let (ratio, now) = (self.usual.lock().ratio(route, time), self.now());
         replica.signals.lock().answered(ratio, now);
         replica.observed.answered(time, now);
-        if replica.found(class, Some(time), now) {
+        if replica.found(route, Some(time), now) {
             self.serve_queue();
         }
     }
@@ -361,6 +361,25 @@ impl Pool {
     pub(super) fn score(&self, replica: &Replica, in_flight: usize) -> Parts {
         let signals = replica.signals.lock();
         Parts::of(&signals.inputs(replica.share(in_flight), self.now()))
+    }
+
+    /// Whether what wants `wish` would wait for the other cluster, if its own were found to be gone.
+    pub(super) fn may_be_held(&self, wish: Wish) -> bool {
+        let (standing, now) = (self.state.lock().slots.standing, self.now());
+        self.members
+            .with(|members| may_be_held(members, standing, wish, now))
+    }
+
+    /// Returns once `replica` is unhealthy.
+    pub(super) async fn is_out(&self, replica: &Replica) {
+        loop {
+            // Before the look, so that no change is missed.
+            let changed = self.health_changed.notified();
+            if !replica.is_healthy() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Returns once `replica` is unhealthy while another, outside `avoid`, is healthy and lets everybody in.

@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use tokio::time::{sleep, sleep_until, timeout};
 use tower::{Service, ServiceExt};
 
+use super::grpc_probe;
 use super::health::Event;
 use super::pool::Pool;
 use super::replica::Replica;
@@ -68,6 +69,7 @@ pub(super) async fn probe<S>(
                     Ok(()) => Event::ProbeOk,
                     Err(_) => Event::ProbeFailed,
                 },
+                started,
             );
             let Err(why) = answer else { break };
             tracing::debug!(replica = probed.url, %why, "probe failed");
@@ -110,17 +112,23 @@ where
             .map_err(|failure| failure.detail)?;
         replica.take_report(response.headers_mut(), clock.now().monotonic);
         let status = response.status();
+        let mut told = grpc_probe::Told::of(response.headers());
         // Read to the end, so that the replica's log shows no broken connection.
         let mut body = response.into_body();
         let mut read = 0;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|failure| failure.detail)?;
             read += frame.data_ref().map_or(0, bytes::Bytes::len);
+            if check.grpc.is_some() {
+                told.hear(&frame);
+            }
             if read > PROBE_BODY {
                 break;
             }
         }
-        if status.is_success() {
+        if check.grpc.is_some() && status.is_success() {
+            told.verdict()
+        } else if status.is_success() {
             Ok(())
         } else {
             Err(format!("the answer is {status}").into())
@@ -132,7 +140,11 @@ where
 }
 
 fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Option<Dispatch> {
-    let (parts, ()) = Request::get(&check.path)
+    let (request, body) = match &check.grpc {
+        None => (Request::get(&check.path), Body::Empty),
+        Some(service) => grpc_probe::question(service),
+    };
+    let (parts, ()) = request
         .header(HOST, replica.endpoint.authority())
         .header(USER_AGENT, "dify-edge-probe")
         .body(())
@@ -149,6 +161,7 @@ fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Opti
             },
             upstream: replica.endpoint.upstream,
             class: RouteClass::Health,
+            template: "*",
             lane: Lane::Short,
             principal: None,
             works: Works::default(),
@@ -158,7 +171,7 @@ fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Opti
             },
             deadline: Some(now + check.timeout.0),
         }),
-        body: BodySlot::new(Body::Empty),
+        body: BodySlot::new(body),
         endpoint: replica.endpoint.clone(),
         slot: None,
     })

@@ -16,15 +16,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::Door;
 use super::gradient::Gradient;
+use super::health::ewma::Route;
 use super::health::signals::Signals;
+use super::health::silence::Silence;
 use super::health::{Event, Health, orca};
 use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
 use super::observed::Observed;
 use super::place::{Marks, Rules};
 use super::resolve::Resolve;
-use crate::config::BreakerConfig;
 use crate::config::scrape::ScrapeConfig;
 use crate::config::upstreams::{Auto, Capacity, ConnectionsConfig, HealthCheckConfig, ReplicaConfig};
+use crate::config::{BreakerConfig, UpstreamProtocol};
 use crate::types::cluster::Cluster;
 use crate::types::endpoint::Endpoint;
 use crate::types::outcome::RouteClass;
@@ -42,6 +44,7 @@ pub(super) struct Blueprint {
     pub(super) breaker: BreakerConfig,
     pub(super) check: HealthCheckConfig,
     pub(super) scrape: Option<ScrapeConfig>,
+    pub(super) protocol: UpstreamProtocol,
     /// What a replica can take, if that is known, and
     pub(super) capacity: Option<Capacity>,
     /// how much of that is used.
@@ -66,13 +69,14 @@ impl Blueprint {
         let authority = endpoint.authority();
         let breaker = self.metrics.breaker(&self.name, &authority);
         let mark = |rules: &Arc<Rules>| rules.mark(from.zone.as_deref(), &from.labels);
+        let (connections, protocol) = (&self.connections, self.protocol);
         let (slots, gradient) = match from.capacity.or(self.capacity) {
-            Some(Capacity::Fixed(capacity)) => (self.connections.usable_of(capacity), None),
+            Some(Capacity::Fixed(capacity)) => (connections.in_flight(protocol, Some(capacity)), None),
             Some(Capacity::Found(Auto::Auto)) => {
-                let gradient = Gradient::new(self.connections.usable());
+                let gradient = Gradient::new(connections.most_in_flight(protocol));
                 (gradient.limit(), Some(Mutex::new(gradient)))
             }
-            None => (self.connections.usable(), None),
+            None => (connections.in_flight(protocol, None), None),
         };
         let metrics = self.metrics.replica(&self.name, &authority);
         metrics.slots.set(slots as i64);
@@ -92,7 +96,10 @@ impl Blueprint {
             gradient,
             leaving: AtomicBool::new(false),
             stop: CancellationToken::new(),
-            health: Mutex::new(Health::new(self.check.unhealthy_after, self.check.healthy_after)),
+            health: Mutex::new((
+                Health::new(self.check.unhealthy_after, self.check.healthy_after),
+                Silence::default(),
+            )),
             healthy: AtomicBool::new(true),
             resolver: self.resolver.clone(),
             looked_up: tokio::sync::Mutex::new(None),
@@ -136,7 +143,7 @@ pub(super) struct Replica {
     gradient: Option<Mutex<Gradient>>,
     /// Whether it is no longer a member and only ends what it has begun.
     leaving: AtomicBool,
-    health: Mutex<Health>,
+    health: Mutex<(Health, Silence)>,
     /// The same as `health` says, to be read without its lock.
     healthy: AtomicBool,
     resolver: Arc<dyn Resolve>,
@@ -165,13 +172,13 @@ impl Replica {
 
     /// Takes an answer after `time` (`None`: it timed out) into account for how many slots it has. True when that has
     /// made them more.
-    pub(super) fn found(&self, class: RouteClass, time: Option<Duration>, now: Instant) -> bool {
+    pub(super) fn found(&self, route: Route, time: Option<Duration>, now: Instant) -> bool {
         let Some(gradient) = &self.gradient else {
             return false;
         };
         let mut gradient = gradient.lock();
         let in_flight = usize::try_from(self.metrics.in_flight.get()).unwrap_or_default();
-        gradient.observe(class, time, in_flight, now);
+        gradient.observe(route, time, in_flight, now);
         let slots = gradient.limit();
         let before = self.slots.swap(slots, Ordering::Relaxed);
         if before != slots {
@@ -205,13 +212,25 @@ impl Replica {
     }
 
     pub(super) fn consecutive_failures(&self) -> u32 {
-        self.health.lock().consecutive_failures()
+        self.health.lock().0.consecutive_failures()
     }
 
-    /// Takes what was learnt into account. True when the replica went out or came back by it.
-    pub(super) fn learn(&self, event: Event) -> bool {
-        let mut health = self.health.lock();
+    /// Since when it has given no sign of life, if that is so.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.health.lock().1.since()
+    }
+
+    /// Takes what was learnt of something that was begun at `began` into account. True when the replica went out or came
+    /// back by it.
+    pub(super) fn learn(&self, event: Event, began: Instant, now: Instant) -> bool {
+        let (health, silence) = &mut *self.health.lock();
         let changed = health.on(event);
+        match event {
+            Event::ProbeFailed | Event::RequestFailed => silence.failed(began),
+            Event::ProbeOk | Event::RequestOk if health.is_healthy() => silence.answered(now),
+            // It has yet to prove itself.
+            Event::ProbeOk | Event::RequestOk => {}
+        }
         if changed {
             let healthy = health.is_healthy();
             self.healthy.store(healthy, Ordering::Release);

@@ -13,15 +13,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Response, StatusCode};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tower::{Layer, Service};
 
-use super::admission::{FAIR_CHANCE, verdict};
+use super::admission::{FAIR_CHANCE, told_status, verdict};
 use super::balance;
 use super::breaker::Verdict;
 use super::control::RoutingControl;
 use super::failover::{Failover, Settings, Wish, instance_name};
 use super::health::Event;
+use super::health::ewma::Route;
 use super::link::Link;
 use super::metrics::RoutingMetrics;
 use super::owners::Owners;
@@ -32,15 +33,17 @@ use super::resolve::{Resolve, SystemResolver};
 use crate::config::cache::CacheType;
 use crate::config::{Config, UpstreamConfig};
 use crate::types::chance::Chance;
-use crate::types::cluster::Cluster;
+use crate::types::cluster::{Cluster, Epoch};
 use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
 use crate::types::request::{Attempt, Dispatch, FailedAttempt, Placing, UpstreamId};
 use crate::types::time::Clock;
-use crate::types::{Body, Failure, FailureKind};
+use crate::types::{Body, Failure, FailureKind, grpc};
 
 /// The longest wait for a slot of a request that has no deadline.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A write that was not taken waits so long for the verdict on its replica, and is tried again if there is none.
+const DOUBT: Duration = Duration::from_millis(500);
 
 /// Puts [`Routing`] before a service that speaks to one replica.
 #[derive(Clone)]
@@ -110,6 +113,7 @@ impl RoutingLayer {
                 breaker: config.circuit_breaker.clone(),
                 check: check.clone(),
                 scrape: upstream.scrape.clone(),
+                protocol: upstream.protocol,
                 capacity: upstream.capacity,
                 connections: upstream.connections.clone(),
                 resolver: resolver.clone(),
@@ -204,7 +208,7 @@ where
         Box::pin(async move {
             let pool = pool
                 .ok_or_else(|| nowhere(Failure::new(FailureKind::NoReplica, "there is no such upstream")))?;
-            route(inner, (&pool, owners.as_ref()), attempt, &clock).await
+            route(inner, (&pool, owners.as_ref()), &attempt, &clock).await
         })
     }
 }
@@ -219,20 +223,65 @@ fn nowhere(failure: Failure) -> FailedAttempt {
 async fn route<S>(
     mut inner: S,
     (pool, owners): (&Arc<Pool>, Option<&Arc<Owners>>),
-    attempt: Attempt,
+    attempt: &Attempt,
     clock: &Clock,
 ) -> Result<Response<Body>, FailedAttempt>
 where
     S: Service<Dispatch, Response = Response<Body>, Error = Failure>,
 {
     let asked = clock.now().monotonic;
-    let deadline = attempt.fetch.deadline;
-    let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
+    let limit = attempt.fetch.deadline.unwrap_or(asked + LONGEST_WAIT);
     let (safe, works) = (attempt.fetch.is_safe(), &attempt.fetch.works);
     let wish = match owners {
         Some(owners) => owners.wish(safe, works).await,
         None => Wish::plain(safe),
     };
+    loop {
+        let outcome = exchange(&mut inner, pool, (attempt, wish), (asked, limit), clock).await;
+        match (outcome, owners) {
+            (Ok((response, epoch)), Some(owners)) => return Ok(owners.follow(response, works.begins, epoch)),
+            (Ok((response, _)), None) => return Ok(response),
+            (Err((failed, Some(replica))), Some(_)) if was_not_taken(&failed, attempt) => {
+                // A write that no replica has taken. Where another cluster may soon have it, it waits for that to be
+                // known, rather than to be told of a cluster that is going.
+                if clock.now().monotonic >= limit || !pool.may_be_held(wish) {
+                    return Err(failed);
+                }
+                let judged = pool.is_out(&replica);
+                let _ = timeout_at(limit.min(clock.now().monotonic + DOUBT), judged).await;
+            }
+            (Err((failed, _)), _) => return Err(failed),
+        }
+    }
+}
+
+/// Whether no byte of a write that may wait for its turn has gone anywhere.
+fn was_not_taken(failed: &FailedAttempt, attempt: &Attempt) -> bool {
+    let no_connection = matches!(
+        failed.failure.kind,
+        FailureKind::ConnectFailed | FailureKind::ConnectTimeout
+    );
+    no_connection
+        && !failed.failure.sent
+        && !attempt.fetch.is_safe()
+        && attempt.placing == Placing::Queue
+        && attempt.body.is_available()
+}
+
+/// One exchange with one replica: what came of it, with the epoch to which what it begins belongs, or with the replica
+/// that failed.
+async fn exchange<S>(
+    inner: &mut S,
+    pool: &Arc<Pool>,
+    (attempt, wish): (&Attempt, Wish),
+    (asked, limit): (Instant, Instant),
+    clock: &Clock,
+) -> Result<(Response<Body>, Epoch), (FailedAttempt, Option<Arc<Replica>>)>
+where
+    S: Service<Dispatch, Response = Response<Body>, Error = Failure>,
+{
+    let nowhere = |failure| (nowhere(failure), None);
+    let deadline = attempt.fetch.deadline;
     let choice = (&attempt.avoid, wish);
     let (taken, pass) = match attempt.placing {
         Placing::Queue => pool.take(&attempt.fetch, choice, limit).await,
@@ -256,17 +305,18 @@ where
         biased;
         result = exchange => result,
         never = suspect(replica, started, deadline) => match never {},
-        () = can_be_ended(pool, replica, &attempt, wish) => {
+        () = can_be_ended(pool, replica, attempt, wish) => {
             replica.metrics.ended();
             // Not held against the replica, nor by its breaker: the probes that put it out have said it already.
-            return Err(FailedAttempt {
+            let failed = FailedAttempt {
                 failure: Failure::new(
                     FailureKind::UpstreamTimeout,
                     "the upstream did not answer and was found unhealthy",
                 )
                 .sent(),
                 replica_unhealthy: true,
-            });
+            };
+            return Err((failed, None));
         }
     };
     replica
@@ -275,31 +325,33 @@ where
     match result {
         Ok(mut response) => {
             replica.take_report(response.headers_mut(), clock.now().monotonic);
-            pool.learn(replica, Event::RequestOk);
-            match response.status() {
+            pool.learn(replica, Event::RequestOk, started);
+            let is_grpc = grpc::is_grpc(&attempt.fetch.parts.headers);
+            match told_status(&response, is_grpc) {
                 // Of the server before the replica, or of one that is overloaded.
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                     pool.failed(replica);
                 }
-                _ => pool.answered(replica, attempt.fetch.class, clock.now().monotonic - started),
+                _ => pool.answered(
+                    replica,
+                    Route::of(&attempt.fetch),
+                    clock.now().monotonic - started,
+                ),
             }
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
-            let response = pass.follow(response, clock.now().monotonic - started);
-            Ok(match owners {
-                Some(owners) => owners.follow(response, works.begins, epoch),
-                None => response,
-            })
+            let response = pass.follow(response, is_grpc, clock.now().monotonic - started);
+            Ok((response, epoch))
         }
         Err(failure) => {
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
             if failure.kind == FailureKind::UpstreamTimeout {
-                replica.found(attempt.fetch.class, None, clock.now().monotonic);
+                replica.found(Route::of(&attempt.fetch), None, clock.now().monotonic);
             }
             if verdict == Verdict::Failure {
                 replica.observed.failed(&failure, pool.now());
-                pool.learn(replica, Event::RequestFailed);
+                pool.learn(replica, Event::RequestFailed, started);
                 pool.failed(replica);
                 replica.probe_soon.notify_one();
             }
@@ -310,10 +362,11 @@ where
                 // The replica may have been replaced: the next attempt should know where it is now.
                 replica.look_up(started, deadline, clock).await;
             }
-            Err(FailedAttempt {
+            let failed = FailedAttempt {
                 failure,
                 replica_unhealthy: false,
-            })
+            };
+            Err((failed, Some(replica.clone())))
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod chance;
 pub mod cluster;
 pub mod endpoint;
 pub mod failure;
+pub mod grpc;
 #[cfg(test)]
 pub(crate) mod histories;
 pub mod ids;

@@ -8,6 +8,8 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 #[derive(Debug, Clone)]
 pub struct UpstreamMetrics {
     connections: IntGaugeVec,
+    opened: IntCounterVec,
+    streams: IntGaugeVec,
     stale: IntCounterVec,
 }
 
@@ -16,6 +18,8 @@ pub struct UpstreamMetrics {
 pub(super) struct ReplicaMetrics {
     pub(super) idle: IntGauge,
     pub(super) active: IntGauge,
+    pub(super) opened: IntCounter,
+    pub(super) streams: IntGauge,
     pub(super) stale: IntCounter,
 }
 
@@ -29,16 +33,37 @@ impl UpstreamMetrics {
             Opts::new("dify_edge_upstream_connections", "Connections to a replica."),
             &["upstream", "replica", "state"],
         )?;
+        let opened = IntCounterVec::new(
+            Opts::new(
+                "dify_edge_upstream_connections_opened_total",
+                "Connections to a replica that were opened for requests.",
+            ),
+            &["upstream", "replica"],
+        )?;
+        let streams = IntGaugeVec::new(
+            Opts::new(
+                "dify_edge_upstream_streams",
+                "Streams in use of the HTTP/2 connections to a replica.",
+            ),
+            &["upstream", "replica"],
+        )?;
         let stale = IntCounterVec::new(
             Opts::new(
                 "dify_edge_upstream_stale_connections_total",
-                "Safe requests sent again on a new connection because the pooled one had just been closed.",
+                "Requests sent again on another connection because the pooled one had just been closed.",
             ),
             &["upstream", "replica"],
         )?;
         registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(opened.clone()))?;
+        registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(stale.clone()))?;
-        Ok(Self { connections, stale })
+        Ok(Self {
+            connections,
+            opened,
+            streams,
+            stale,
+        })
     }
 
     /// Ends the series of a replica that is gone.
@@ -47,6 +72,8 @@ impl UpstreamMetrics {
         for state in ["idle", "active"] {
             let _ = self.connections.remove_label_values(&[upstream, replica, state]);
         }
+        let _ = self.opened.remove_label_values(&[upstream, replica]);
+        let _ = self.streams.remove_label_values(&[upstream, replica]);
         let _ = self.stale.remove_label_values(&[upstream, replica]);
     }
 
@@ -54,6 +81,8 @@ impl UpstreamMetrics {
         ReplicaMetrics {
             idle: self.connections.with_label_values(&[upstream, replica, "idle"]),
             active: self.connections.with_label_values(&[upstream, replica, "active"]),
+            opened: self.opened.with_label_values(&[upstream, replica]),
+            streams: self.streams.with_label_values(&[upstream, replica]),
             stale: self.stale.with_label_values(&[upstream, replica]),
         }
     }

@@ -1,17 +1,19 @@
 //! The answer's body on its way down. It owns what the exchange holds: connection, lease and slot.
 //!
 //! At its clean end the connection goes back to the pool. When it is dropped before, or breaks, the
-//! connection is closed at once. An end that the upstream did not announce is an error, never an end.
+//! connection is closed at once; with HTTP/2 its stream is reset, and the connection goes on. An end that the upstream
+//! did not announce is an error, never an end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::connection::Connection;
+use super::multiplex::Stream;
 use super::pool::Lease;
 use super::request_body::Progress;
 use crate::types::endpoint::Slot;
@@ -21,12 +23,36 @@ use crate::types::{Failure, FailureKind};
 
 /// What an exchange holds until its end.
 pub(super) struct Held {
-    pub(super) connection: Connection,
-    pub(super) lease: Lease,
+    pub(super) carrier: Carrier,
     pub(super) slot: Option<Slot>,
-    /// Whether the connection may serve again once this exchange has ended well.
-    pub(super) reusable: bool,
     pub(super) progress: Progress,
+}
+
+/// What carries an exchange.
+pub(super) enum Carrier {
+    /// A connection that is its own.
+    Exclusive {
+        connection: Connection,
+        lease: Lease,
+        /// Whether the connection may serve again once this exchange has ended well.
+        reusable: bool,
+    },
+    /// A stream of a shared one. The request's body goes first.
+    Shared {
+        #[expect(dead_code, reason = "held")]
+        cutting: Cutting,
+        #[expect(dead_code, reason = "held")]
+        stream: Stream,
+    },
+}
+
+/// Cuts a request's body off that is still on its way when its exchange is over.
+pub(super) struct Cutting(pub(super) Progress);
+
+impl Drop for Cutting {
+    fn drop(&mut self) {
+        self.0.cut();
+    }
 }
 
 impl Held {
@@ -34,14 +60,21 @@ impl Held {
     /// direction; an answer that came before the whole request was sent ends it.
     pub(super) fn finish(self, clock: &Clock) {
         let Self {
-            connection,
-            lease,
+            carrier,
             slot,
-            reusable,
             progress,
         } = self;
-        if reusable && slot.is_some() && progress.is_complete() {
-            lease.keep(connection, clock.now().monotonic);
+        match carrier {
+            Carrier::Exclusive {
+                connection,
+                lease,
+                reusable,
+            } => {
+                if reusable && slot.is_some() && progress.is_complete() {
+                    lease.keep(connection, clock.now().monotonic);
+                }
+            }
+            shared @ Carrier::Shared { .. } => drop(shared),
         }
         // The slot goes last, so that the next in line finds the connection.
         drop(slot);
@@ -86,7 +119,14 @@ impl ResponseBody {
         }
     }
 
-    fn broken(&mut self, error: &hyper::Error) -> Failure {
+    /// Whether the upstream has announced the end, now that nothing more comes.
+    fn is_announced(&self) -> bool {
+        // A stream can be reset with `NO_ERROR`, which hyper takes for an end.
+        let shared = |held: &Held| matches!(held.carrier, Carrier::Shared { .. });
+        self.incoming.is_end_stream() || !self.held.as_ref().is_some_and(shared)
+    }
+
+    fn broken(&mut self, error: &dyn std::fmt::Display) -> Failure {
         let failure = self.held.take().and_then(|held| held.progress.failure());
         tracing::debug!(%error, "an answer broke off");
         failure
@@ -100,7 +140,9 @@ impl ResponseBody {
         let now = self.clock.now().monotonic;
         let since = *self.waiting.get_or_insert(now);
         loop {
-            let idle = self.timeouts.idle.map(|idle| since + idle);
+            // Nor does it stand still while the client goes on sending.
+            let moved = self.held.as_ref().map_or(since, |held| held.progress.moved());
+            let idle = self.timeouts.idle.map(|idle| since.max(moved) + idle);
             let Some(limit) = idle.into_iter().chain(self.deadline).min() else {
                 return Poll::Pending;
             };
@@ -142,6 +184,9 @@ impl http_body::Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.broken(&error)))),
+            Poll::Ready(None) if !this.is_announced() => {
+                Poll::Ready(Some(Err(this.broken(&"its stream was reset"))))
+            }
             Poll::Ready(None) => {
                 this.end();
                 Poll::Ready(None)

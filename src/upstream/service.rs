@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use parking_lot::RwLock;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,11 +23,12 @@ use tower::Service;
 
 use super::connection::Connection;
 use super::connector::{Connector, native_roots};
+use super::group::{Group, Kept};
 use super::metrics::UpstreamMetrics;
 use super::pool::Pool;
 use super::request_body::{Progress, RequestBody};
-use super::response_body::{Held, ResponseBody};
-use super::{headers, tunnel};
+use super::response_body::{Carrier, Held, ResponseBody};
+use super::{headers, multiplex, tunnel};
 use crate::config::Upstreams;
 use crate::types::endpoint::Endpoint;
 use crate::types::outcome::Phases;
@@ -44,92 +45,35 @@ pub struct Upstream(Arc<Inner>);
 
 struct Inner {
     clock: Clock,
-    connector: Connector,
+    connector: Arc<Connector>,
     groups: Vec<Group>,
     metrics: UpstreamMetrics,
     tunnels: TaskTracker,
 }
 
-/// What is kept for one configured upstream.
-struct Group {
-    name: String,
-    connect: Duration,
-    usable: usize,
-    idle_timeout: Duration,
-    /// By the replica's place.
-    pools: RwLock<Vec<Option<Arc<Pool>>>>,
-}
-
-impl Group {
-    /// The connections to `endpoint`. Another replica may have been in its place before.
-    fn pool(&self, endpoint: &Arc<Endpoint>, metrics: &UpstreamMetrics) -> Arc<Pool> {
-        let place = endpoint.replica;
-        let is_its = |pool: &&Arc<Pool>| Arc::ptr_eq(&pool.endpoint, endpoint);
-        if let Some(pool) = self
-            .pools
-            .read()
-            .get(place)
-            .and_then(Option::as_ref)
-            .filter(is_its)
-        {
-            return pool.clone();
-        }
-        let mut pools = self.pools.write();
-        if pools.len() <= place {
-            pools.resize_with(place + 1, || None);
-        }
-        if let Some(pool) = pools[place].as_ref().filter(is_its) {
-            return pool.clone();
-        }
-        self.forget(&mut pools, place, metrics);
-        let its_metrics = metrics.replica(&self.name, &endpoint.authority());
-        let pool = Arc::new(Pool::new(
-            endpoint.clone(),
-            self.usable,
-            self.idle_timeout,
-            its_metrics,
-        ));
-        pools[place] = Some(pool.clone());
-        pool
-    }
-
-    /// Closes what is at `place`, whose replica is gone.
-    fn forget(&self, pools: &mut [Option<Arc<Pool>>], place: usize, metrics: &UpstreamMetrics) {
-        let Some(pool) = pools[place].take() else { return };
-        let authority = pool.endpoint.authority();
-        // It may have come back in another place.
-        if !pools
-            .iter()
-            .flatten()
-            .any(|other| other.endpoint.authority() == authority)
-        {
-            metrics.forget(&self.name, &authority);
-        }
-    }
-
-    /// Closes connections that have been at rest too long, and all to replicas that are gone.
-    fn sweep(&self, now: Instant, metrics: &UpstreamMetrics) {
-        for pool in self.pools.read().iter().flatten() {
-            pool.sweep(now);
-        }
-        let is_gone = |pool: &Arc<Pool>| Arc::strong_count(&pool.endpoint) == 1;
-        if !self.pools.read().iter().flatten().any(is_gone) {
-            return;
-        }
-        let mut pools = self.pools.write();
-        for place in 0..pools.len() {
-            if pools[place].as_ref().is_some_and(is_gone) {
-                self.forget(&mut pools, place, metrics);
-            }
-        }
-    }
-}
-
 /// Why an exchange on one connection gave no answer.
-struct NoAnswer {
-    failure: Failure,
+pub(super) struct NoAnswer {
+    pub(super) failure: Failure,
     /// Whether the connection broke (rather than time or the client's body).
-    broke: bool,
+    pub(super) broke: bool,
+}
+
+impl NoAnswer {
+    /// The connection ended, or the exchange on it.
+    pub(super) fn lost(sent: bool) -> Self {
+        let mut failure = Failure::new(FailureKind::UpstreamReset, CLOSED);
+        failure.sent = sent;
+        Self { failure, broke: true }
+    }
+
+    /// There is nothing left of the request. An attempt is made only while its body is there.
+    pub(super) fn gone() -> Self {
+        let failure = Failure::new(FailureKind::UpstreamReset, "the request cannot be sent again");
+        Self {
+            failure: failure.sent(),
+            broke: false,
+        }
+    }
 }
 
 impl Upstream {
@@ -160,22 +104,17 @@ impl Upstream {
         tunnels: TaskTracker,
         roots: Option<rustls::RootCertStore>,
     ) -> Result<Self, String> {
+        let connector = Arc::new(Connector::new(clock.clone(), roots)?);
         let mut groups = Vec::new();
         for (index, (name, upstream)) in config.iter().enumerate() {
             // Said now rather than at the first request.
             for (place, from) in upstream.replicas.iter().chain(&upstream.standby).enumerate() {
                 Endpoint::parse(UpstreamId(index), place, &from.url)?;
             }
-            groups.push(Group {
-                name: name.clone(),
-                connect: upstream.timeouts.connect.0,
-                usable: upstream.connections.usable(),
-                idle_timeout: upstream.connections.idle_timeout.0,
-                pools: RwLock::default(),
-            });
+            groups.push(Group::new(name, upstream, &connector, &clock));
         }
         Ok(Self(Arc::new(Inner {
-            connector: Connector::new(clock.clone(), roots)?,
+            connector,
             clock,
             groups,
             metrics: metrics.clone(),
@@ -216,16 +155,28 @@ impl Service<Dispatch> for Upstream {
 
 impl Inner {
     async fn exchange(&self, dispatch: Dispatch) -> Result<Response<Body>, Failure> {
+        let Some(group) = self.groups.get(dispatch.endpoint.upstream.0) else {
+            return Err(Failure::new(FailureKind::NoReplica, "no such upstream"));
+        };
+        match group.kept(&dispatch.endpoint, &self.metrics) {
+            Kept::Exclusive(pool) => self.exchange_alone(group, &pool, dispatch).await,
+            Kept::Shared(pool) => multiplex::exchange(&pool, dispatch, &self.clock).await,
+        }
+    }
+
+    /// The exchange over a connection that is its own as long as it lasts.
+    async fn exchange_alone(
+        &self,
+        group: &Group,
+        pool: &Arc<Pool>,
+        dispatch: Dispatch,
+    ) -> Result<Response<Body>, Failure> {
         let Dispatch {
             fetch,
             body,
             endpoint,
             slot,
         } = dispatch;
-        let Some(group) = self.groups.get(endpoint.upstream.0) else {
-            return Err(Failure::new(FailureKind::NoReplica, "no such upstream"));
-        };
-        let pool = group.pool(&endpoint, &self.metrics);
         let lease = pool.lease();
         let upgrade = Upgrade::wanted(&fetch, &body);
 
@@ -252,6 +203,7 @@ impl Inner {
                 let start = self.clock.now().monotonic;
                 let limit = earliest(Some(start + group.connect), fetch.deadline).unwrap_or(start);
                 let connection = self.connector.connect(&endpoint, limit).await?;
+                pool.metrics.opened.inc();
                 connect_time = self.clock.now().monotonic.duration_since(start);
                 self.send(connection, &fetch, &body, upgrade.as_ref(), &endpoint)
                     .await
@@ -265,10 +217,12 @@ impl Inner {
             first_byte: sent.first_byte,
         };
         let held = Held {
-            reusable: sent.response.version() == Version::HTTP_11
-                && !headers::says_close(sent.response.headers()),
-            connection: sent.connection,
-            lease,
+            carrier: Carrier::Exclusive {
+                reusable: sent.response.version() == Version::HTTP_11
+                    && !headers::says_close(sent.response.headers()),
+                connection: sent.connection,
+                lease,
+            },
             slot,
             progress: sent.progress,
         };
@@ -284,35 +238,17 @@ impl Inner {
         upgrade: Option<&Upgrade>,
         endpoint: &Endpoint,
     ) -> Result<Sent, NoAnswer> {
-        let Some((content, progress)) = RequestBody::take(body, self.clock.clone()) else {
-            // An attempt is made only while the body is there.
-            let failure = Failure::new(FailureKind::UpstreamReset, "the request cannot be sent again").sent();
-            return Err(NoAnswer {
-                failure,
-                broke: false,
-            });
+        let Some((content, progress)) = RequestBody::take(body, self.clock.clone(), false) else {
+            return Err(NoAnswer::gone());
         };
-        let request = build(fetch, content, upgrade, endpoint);
+        let request = build(fetch, content, upgrade, endpoint, false);
         let written_before = connection.written();
         let start = self.clock.now().monotonic;
         let mut head = std::pin::pin!(connection.sender.try_send_request(request));
         let outcome = loop {
-            let idle = fetch.timeouts.idle.map(|idle| progress.moved() + idle);
-            let limit = earliest(idle, fetch.deadline);
+            let limit = limit(fetch, &progress);
             if limit.is_some_and(|limit| limit <= self.clock.now().monotonic) {
-                // A client that sends slowly must not make its replica look slow.
-                let failure = if progress.is_starved() {
-                    Failure::new(FailureKind::RequestTimeout, "the request's body took too long")
-                } else {
-                    Failure::new(
-                        FailureKind::UpstreamTimeout,
-                        "the upstream did not answer in time",
-                    )
-                };
-                break Err(NoAnswer {
-                    failure,
-                    broke: false,
-                });
+                break Err(overdue(&progress));
             }
             tokio::select! {
                 biased;
@@ -321,10 +257,7 @@ impl Inner {
                     Some(done) => Ok(done),
                     // Handed over at the very moment in which the driver ended, a request stays where it is:
                     // neither an answer nor an error would ever come.
-                    None => Err(NoAnswer {
-                        failure: Failure::new(FailureKind::UpstreamReset, CLOSED),
-                        broke: true,
-                    }),
+                    None => Err(NoAnswer::lost(false)),
                 },
                 () = until(limit) => {}
             }
@@ -390,26 +323,67 @@ impl Inner {
                 let detail = "the upstream switched protocols without being asked";
                 return Err(Failure::new(FailureKind::UpstreamReset, detail).sent());
             }
-            (None, _) if incoming.is_end_stream() => {
-                held.finish(&self.clock);
-                Body::Empty
-            }
-            (None, _) => Body::stream(ResponseBody::new(
-                incoming,
-                held,
-                self.clock.clone(),
-                fetch.timeouts,
-                fetch.deadline,
-            )),
+            (None, _) => content(incoming, held, fetch, &self.clock),
         };
         Ok(Response::from_parts(parts, body))
+    }
+}
+
+/// The answer that goes up the path, of what came back over HTTP/2.
+pub(super) fn hand_over(
+    mut response: Response<Incoming>,
+    held: Held,
+    fetch: &FetchHead,
+    phases: Phases,
+    clock: &Clock,
+) -> Response<Body> {
+    let version = std::mem::replace(response.version_mut(), Version::HTTP_11);
+    let (mut parts, incoming) = response.into_parts();
+    headers::from_upstream(&mut parts.headers, version, false);
+    parts.extensions.insert(phases);
+    Response::from_parts(parts, content(incoming, held, fetch, clock))
+}
+
+fn content(incoming: Incoming, held: Held, fetch: &FetchHead, clock: &Clock) -> Body {
+    if incoming.is_end_stream() {
+        held.finish(clock);
+        return Body::Empty;
+    }
+    Body::stream(ResponseBody::new(
+        incoming,
+        held,
+        clock.clone(),
+        fetch.timeouts,
+        fetch.deadline,
+    ))
+}
+
+/// When the wait for the head of an answer is over.
+pub(super) fn limit(fetch: &FetchHead, progress: &Progress) -> Option<Instant> {
+    let idle = fetch.timeouts.idle.map(|idle| progress.moved() + idle);
+    earliest(idle, fetch.deadline)
+}
+
+/// What is said then. A client that sends slowly must not make its replica look slow.
+pub(super) fn overdue(progress: &Progress) -> NoAnswer {
+    let (kind, detail) = if progress.is_starved() {
+        (FailureKind::RequestTimeout, "the request's body took too long")
+    } else {
+        (
+            FailureKind::UpstreamTimeout,
+            "the upstream did not answer in time",
+        )
+    };
+    NoAnswer {
+        failure: Failure::new(kind, detail),
+        broke: false,
     }
 }
 
 const CLOSED: &str = "the upstream closed the connection without an answer";
 
 /// Waits until `limit`; for ever without one.
-async fn until(limit: Option<Instant>) {
+pub(super) async fn until(limit: Option<Instant>) {
     match limit {
         Some(limit) => sleep_until(limit).await,
         None => std::future::pending().await,
@@ -425,7 +399,7 @@ struct Sent {
 }
 
 /// A client's wish to switch protocols.
-struct Upgrade {
+pub(super) struct Upgrade {
     protocol: HeaderValue,
     client: OnUpgrade,
 }
@@ -439,23 +413,34 @@ impl Upgrade {
     }
 }
 
-fn build(
+/// The request as the replica gets it; `multiplexed` over HTTP/2.
+pub(super) fn build(
     fetch: &FetchHead,
     body: RequestBody,
     upgrade: Option<&Upgrade>,
     endpoint: &Endpoint,
+    multiplexed: bool,
 ) -> Request<RequestBody> {
     let protocol = upgrade.map(|upgrade| upgrade.protocol.clone());
     let mut request = Request::new(body);
     *request.method_mut() = fetch.parts.method.clone();
-    // Path and query exactly as the client sent them, in origin form.
-    *request.uri_mut() = fetch
-        .parts
-        .uri
-        .path_and_query()
-        .map_or_else(|| Uri::from_static("/"), |target| Uri::from(target.clone()));
-    *request.headers_mut() =
-        headers::to_upstream(&fetch.parts, &fetch.client, protocol, &endpoint.authority());
+    // Path and query exactly as the client sent them.
+    let target = fetch.parts.uri.path_and_query().cloned();
+    let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.headers_mut() = headers::to_upstream(
+        &fetch.parts,
+        &fetch.client,
+        protocol,
+        &endpoint.authority(),
+        multiplexed,
+    );
+    if multiplexed {
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = headers::absolute(target, request.headers_mut(), endpoint);
+        return request;
+    }
+    // In origin form.
+    *request.uri_mut() = Uri::from(target);
     let body = request.body();
     if body.is_end_stream() || request.headers().contains_key(CONTENT_LENGTH) {
         return request;

@@ -1,4 +1,7 @@
 //! The request's body on its way in: names why it broke off, and gives up on a client that is too slow.
+//!
+//! A gRPC client may be silent for as long as it likes: what it has to say next can depend on what it is waiting for.
+//! Then only the time limits of the exchange count.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -101,8 +104,19 @@ struct Inbound {
     progress: Arc<Mutex<Progress>>,
     link: Arc<Link>,
     clock: Clock,
-    pace: Pace,
+    /// `None` for a client that may take its time.
+    pace: Option<Pace>,
+    is_h2: bool,
     over: bool,
+}
+
+/// How a client may send a body.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manner {
+    /// Over HTTP/2.
+    pub(super) is_h2: bool,
+    /// As slowly as it likes.
+    pub(super) is_patient: bool,
 }
 
 /// The body for the stages, and what tells of its fate.
@@ -111,6 +125,7 @@ pub(super) fn body(
     link: &Arc<Link>,
     clock: &Clock,
     limits: &LimitsConfig,
+    manner: Manner,
 ) -> (Body, Watch) {
     if incoming.is_end_stream() {
         return (Body::Empty, Watch::default());
@@ -121,7 +136,8 @@ pub(super) fn body(
         progress: progress.clone(),
         link: link.clone(),
         clock: clock.clone(),
-        pace: Pace::new(limits),
+        pace: (!manner.is_patient).then(|| Pace::new(limits)),
+        is_h2: manner.is_h2,
         over: false,
     };
     (Body::stream(body), Watch(Some(progress)))
@@ -158,7 +174,9 @@ impl http_body::Body for Inbound {
                     *self.progress.lock() = Progress::Complete;
                 }
                 let now = self.clock.now().monotonic;
-                self.pace.received(now, frame.data_ref().map_or(0, Bytes::len));
+                if let Some(pace) = &mut self.pace {
+                    pace.received(now, frame.data_ref().map_or(0, Bytes::len));
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => {
@@ -166,6 +184,11 @@ impl http_body::Body for Inbound {
                 let failure = self.link.body_fault().unwrap_or_else(gone);
                 self.fail(failure)
             }
+            // A stream can be reset with `NO_ERROR`, which hyper takes for an end.
+            Poll::Ready(None) if self.is_h2 && !self.inner.is_end_stream() => self.fail(Failure::new(
+                FailureKind::ClientGone,
+                "the request body ended too early",
+            )),
             Poll::Ready(None) => {
                 self.over = true;
                 *self.progress.lock() = Progress::Complete;
@@ -173,13 +196,16 @@ impl http_body::Body for Inbound {
             }
             Poll::Pending => {
                 let now = self.clock.now().monotonic;
-                ready!(self.pace.poll_exhausted(now, cx));
+                let Some(pace) = &mut self.pace else {
+                    return Poll::Pending;
+                };
+                ready!(pace.poll_exhausted(now, cx));
                 let failure = Failure::new(
                     FailureKind::RequestTimeout,
                     format!(
                         "the request body came slower than {} bytes a second for {} ms",
-                        self.pace.rate,
-                        self.pace.grace.as_millis()
+                        pace.rate,
+                        pace.grace.as_millis()
                     ),
                 );
                 self.fail(failure)

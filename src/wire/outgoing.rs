@@ -1,7 +1,7 @@
 //! The response's body on its way out: keeps the record of an answer open until its end is known.
 //!
 //! An answer that fits into one piece is as good as sent. Of a longer one HTTP/2 gets a piece at a time, so that
-//! `stall` sees whether the client takes any.
+//! `stall` sees whether the client takes any. Where the content breaks off, gRPC has a way to say why: in its trailers.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use super::access_log::{End, Record};
 use super::link::Link;
+use super::respond::grpc_trailers;
 use super::stall;
 use crate::types::{Body, Failure};
 
@@ -27,14 +28,23 @@ pub(super) struct Outgoing {
     length: Option<u64>,
     /// Why the content broke off, until what came before has had a chance to be sent.
     failure: Option<Failure>,
-    /// Set where the end of the connection would be taken for the end of the content.
-    reset: Option<Arc<Link>>,
+    broken: Broken,
+}
+
+/// What happens when the content breaks off.
+pub(super) enum Broken {
+    /// An error, of which hyper makes the end of the connection or the stream.
+    Error,
+    /// The connection is reset, too: its end would be taken for the end of the content.
+    Reset(Arc<Link>),
+    /// Trailers say what happened, as gRPC has it.
+    Told,
 }
 
 impl Outgoing {
     /// Closes the record at once, or with the end of a body that is long or not here yet. `in_pieces` is for
-    /// HTTP/2; `reset` is the connection to reset when the content breaks off and its length was not announced.
-    pub(super) fn new(body: Body, mut record: Record, in_pieces: bool, reset: Option<Arc<Link>>) -> Self {
+    /// HTTP/2.
+    pub(super) fn new(body: Body, mut record: Record, in_pieces: bool, broken: Broken) -> Self {
         let length = body.size_hint().exact();
         let at_hand = match &body {
             Body::Empty => true,
@@ -55,7 +65,7 @@ impl Outgoing {
             record,
             length,
             failure: None,
-            reset,
+            broken,
         }
     }
 
@@ -91,8 +101,13 @@ impl http_body::Body for Outgoing {
             if let Some(mut record) = self.record.take() {
                 record.end = End::Failed;
             }
-            if let Some(link) = self.reset.take() {
-                link.reset();
+            match &self.broken {
+                Broken::Error => {}
+                Broken::Reset(link) => link.reset(),
+                Broken::Told => {
+                    self.body = Body::Empty;
+                    return Poll::Ready(Some(Ok(Frame::trailers(grpc_trailers(&failure)))));
+                }
             }
             // At an error hyper throws away what it holds. When the body has nothing, it sends that first.
             self.failure = Some(failure);

@@ -1,10 +1,11 @@
 //! THE mapping from failures to answers: status, a body as Dify writes its errors, and the fields that say
-//! who failed and how (RFC 9209, RFC 9211).
+//! who failed and how (RFC 9209, RFC 9211). Who speaks gRPC gets the same as a `grpc-status`.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
+use crate::types::grpc;
 use crate::types::outcome::CacheOutcome;
 use crate::types::{Body, Failure, FailureKind};
 
@@ -58,6 +59,38 @@ pub fn status(kind: FailureKind) -> StatusCode {
     StatusCode::from_u16(answer(kind).status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// The `grpc-status` for a failure of `kind`.
+fn grpc_status(kind: FailureKind) -> grpc::Status {
+    use FailureKind::*;
+    match kind {
+        Malformed | UriTooLong | HeadersTooLarge => grpc::Status::INTERNAL,
+        BodyTooLarge | TooManyConnections | TooManyUnknown => grpc::Status::RESOURCE_EXHAUSTED,
+        UnsupportedMethod | NoRoute => grpc::Status::UNIMPLEMENTED,
+        RequestTimeout | ConnectTimeout | UpstreamTimeout => grpc::Status::DEADLINE_EXCEEDED,
+        ClientGone => grpc::Status::CANCELLED,
+        OnlyIfCached | Overloaded | NoReplica | Fenced | OwnerGone | Draining | ConnectFailed
+        | UpstreamReset => grpc::Status::UNAVAILABLE,
+    }
+}
+
+/// The answer to a gRPC call that failed: nothing but a head (`Trailers-Only`). Its HTTP status is 200, or clients
+/// would look no further.
+pub(super) fn grpc_response(failure: &Failure) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    say_who_failed(headers, failure, &answer(failure.kind));
+    grpc_status(failure.kind).write(&failure.detail, headers);
+    response
+}
+
+/// The trailers of an answer to a gRPC call that broke off.
+pub(super) fn grpc_trailers(failure: &Failure) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    grpc_status(failure.kind).write(&failure.detail, &mut trailers);
+    trailers
+}
+
 /// The answer to a request that failed: `{"code", "message", "status"}` in JSON, as Dify says it.
 pub fn failure_response(failure: &Failure) -> Response<Body> {
     let answer = answer(failure.kind);
@@ -65,7 +98,12 @@ pub fn failure_response(failure: &Failure) -> Response<Body> {
     *response.status_mut() = status(failure.kind);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(value) = HeaderValue::try_from(proxy_status(failure, &answer)) {
+    say_who_failed(headers, failure, &answer);
+    response
+}
+
+fn say_who_failed(headers: &mut HeaderMap, failure: &Failure, answer: &Answer) {
+    if let Ok(value) = HeaderValue::try_from(proxy_status(failure, answer)) {
         headers.insert(PROXY_STATUS, value);
     }
     if let Ok(value) = HeaderValue::try_from(cache_status(failure, answer.code)) {
@@ -74,7 +112,6 @@ pub fn failure_response(failure: &Failure) -> Response<Body> {
     if let Some(seconds) = failure.retry_after.or(answer.retry_after) {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    response
 }
 
 /// The same as bytes, for a peer whose request is not even read.
@@ -209,6 +246,38 @@ mod tests {
             assert_eq!(field(kind), said);
         }
         assert_eq!(field(NoReplica), "dify-edge; error=destination_unavailable");
+    }
+
+    #[test]
+    fn who_speaks_grpc_gets_every_failure_as_a_grpc_status() {
+        for (kind, code) in ALL {
+            let failure = Failure::new(kind, "100 % gone\n");
+            let response = grpc_response(&failure);
+            let expected = match code {
+                400 | 414 | 431 => "13",
+                413 | 429 => "8",
+                404 | 501 => "12",
+                408 => "4",
+                504 if kind != OnlyIfCached => "4",
+                499 => "1",
+                _ => "14",
+            };
+            let (headers, trailers) = (response.headers(), grpc_trailers(&failure));
+            assert_eq!(
+                (response.status(), response.body().is_empty()),
+                (StatusCode::OK, true)
+            );
+            assert_eq!(headers[CONTENT_TYPE], "application/grpc");
+            for fields in [headers, &trailers] {
+                assert_eq!(fields["grpc-status"], expected, "{kind:?}");
+                assert_eq!(fields["grpc-message"], "100 %25 gone%0A");
+            }
+            assert_eq!(trailers.len(), 2);
+            let plain = failure_response(&failure);
+            for name in [PROXY_STATUS, CACHE_STATUS, RETRY_AFTER] {
+                assert_eq!(headers.get(&name), plain.headers().get(&name), "{kind:?}");
+            }
+        }
     }
 
     #[test]

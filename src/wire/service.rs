@@ -15,15 +15,16 @@ use hyper::upgrade::OnUpgrade;
 use tower::ServiceExt;
 
 use super::access_log::{Ledger, Record};
-use super::inbound::{self, Watch};
+use super::inbound::{self, Manner, Watch};
 use super::limits;
 use super::link::{Active, Link};
-use super::outgoing::Outgoing;
+use super::outgoing::{Broken, Outgoing};
 use super::recall::{self, Recall};
-use super::respond::failure_response;
+use super::respond::{failure_response, grpc_response, status};
 use super::screen::HeadLimits;
 use crate::config::LimitsConfig;
 use crate::types::failure::Origin;
+use crate::types::grpc;
 use crate::types::repeat::Repeatable;
 use crate::types::request::Client;
 use crate::types::{Body, Failure, FailureKind, Outcome};
@@ -64,7 +65,13 @@ where
     if asked && !may_upgrade {
         parts.headers.remove(UPGRADE);
     }
-    let (body, watch) = inbound::body(incoming, &context.link, &context.ledger.clock, &context.limits);
+    let is_grpc = grpc::is_grpc(&parts.headers);
+    let manner = Manner {
+        is_h2: version == Version::HTTP_2,
+        is_patient: is_grpc && version == Version::HTTP_2,
+    };
+    let ledger = &context.ledger;
+    let (body, watch) = inbound::body(incoming, &context.link, &ledger.clock, &context.limits, manner);
     let result = match prepared {
         Ok(()) => stack.oneshot(Request::from_parts(parts, body)).await,
         Err(failure) => {
@@ -86,7 +93,12 @@ where
     {
         context.recall.remember(seen, response, repeatable.clone());
     }
-    Ok(finish(result, record, &watch, &method, version, &context))
+    let asked = Asked {
+        method,
+        version,
+        is_grpc,
+    };
+    Ok(finish(result, record, &watch, &asked, &context))
 }
 
 /// Gives the head the shape that the stages expect.
@@ -122,17 +134,29 @@ fn check_response(response: Response<Body>, may_upgrade: bool) -> Result<Respons
     Ok(response)
 }
 
+/// What the answer goes by.
+struct Asked {
+    method: Method,
+    version: Version,
+    is_grpc: bool,
+}
+
 fn finish(
     result: Result<Response<Body>, Failure>,
     mut record: Record,
     watch: &Watch,
-    method: &Method,
-    version: Version,
+    asked: &Asked,
     context: &Context,
 ) -> Response<Outgoing> {
+    let Asked {
+        ref method,
+        version,
+        is_grpc,
+    } = *asked;
     let mut response = match result {
         Ok(response) => {
             record.outcome = response.extensions().get::<Outcome>().copied();
+            record.status = response.status().as_u16();
             response
         }
         Err(mut failure) => {
@@ -148,10 +172,15 @@ fn finish(
             if failure.kind.origin() != Origin::Upstream {
                 context.ledger.metrics.count_rejected(failure.kind);
             }
-            failure_response(&failure)
+            // Also where the answer says it in another way.
+            record.status = status(failure.kind).as_u16();
+            if is_grpc {
+                grpc_response(&failure)
+            } else {
+                failure_response(&failure)
+            }
         }
     };
-    record.status = response.status().as_u16();
     // Nobody may take the rest of the request, and what is left of it is not the next one.
     if !watch.is_complete() && version < Version::HTTP_2 {
         response
@@ -179,6 +208,11 @@ fn finish(
     }
     // Without chunks, the content of an HTTP/1.0 answer may end with the connection.
     let reset = (version == Version::HTTP_10).then(|| context.link.clone());
+    let broken = match reset {
+        Some(link) => Broken::Reset(link),
+        None if is_grpc && version == Version::HTTP_2 && grpc::is_grpc(response.headers()) => Broken::Told,
+        None => Broken::Error,
+    };
     let in_pieces = version == Version::HTTP_2;
-    response.map(|body| Outgoing::new(body, record, in_pieces, reset))
+    response.map(|body| Outgoing::new(body, record, in_pieces, broken))
 }

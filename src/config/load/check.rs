@@ -7,8 +7,9 @@ mod affinity;
 mod breaker;
 mod cache;
 mod discovery;
-mod failover;
+pub(super) mod failover;
 mod guard;
+mod protocol;
 mod redis_url;
 mod retry;
 mod scrape;
@@ -218,6 +219,7 @@ impl Check {
         if let Some(discovery) = &upstream.discovery {
             self.discovery(&at.join("discovery"), discovery);
         }
+        self.protocol(at, upstream);
         self.affinity(&at.join("affinity"), &upstream.affinity);
         if let Some(scrape) = &upstream.scrape {
             self.scrape(&at.join("scrape"), scrape);

@@ -31,6 +31,8 @@ const DOUBTS: u32 = 12;
 pub(in crate::routing) struct Failover {
     pool: Arc<Pool>,
     owners: Arc<Owners>,
+    /// The share of a cluster that is enough, of one.
+    enough: f64,
     registry: Box<dyn Registry>,
     instance: Mutex<Instance>,
     doubts: Mutex<u32>,
@@ -142,6 +144,7 @@ impl Failover {
         let failover = Arc::new(Self {
             pool,
             owners,
+            enough: settings.min_healthy,
             registry,
             instance: Mutex::new(instance),
             doubts: Mutex::default(),
@@ -205,9 +208,12 @@ impl Failover {
     }
 
     async fn beat(&self) -> Result<(), String> {
-        let sight = self.pool.sight();
+        let (sight, low) = self.pool.sight(self.enough);
         let sent = self.now();
-        let beat = self.instance.lock().beat(sight, sent, wall_ms(&self.clock));
+        let beat = self
+            .instance
+            .lock()
+            .beat((sight, low), sent, wall_ms(&self.clock));
         let heard = in_time(self.registry.beat(&beat)).await?;
         let (before, wanted, record) = {
             let mut instance = self.instance.lock();

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::record::{Beat, Cause, Details, Heard, Mode, Proposal, Record};
 use super::standing::{Standing, Writes};
-use super::watch::{Settings, Sight, Watch};
+use super::watch::{Look, Settings, Sight, Watch, together};
 use crate::types::cluster::{Cluster, Epoch};
 
 /// Writes are not held for a cluster that will get them later than this.
@@ -49,13 +49,21 @@ impl Instance {
     }
 
     /// Looks at the clusters; what to tell of that.
-    pub(super) fn beat(&mut self, sight: Sight, now: Instant, wall_ms: u64) -> Beat {
-        self.own.see(sight, now);
+    pub(super) fn beat(
+        &mut self,
+        (sight, low): (Sight, [Option<Instant>; 2]),
+        now: Instant,
+        wall_ms: u64,
+    ) -> Beat {
+        self.own.see(sight, low, now);
         let first = || Record::first(&self.name, wall_ms);
         Beat {
             instance: self.name.clone(),
             record: self.record.clone().unwrap_or_else(first),
-            sight,
+            look: Look {
+                sight,
+                low_ms: self.own.low_ms(now),
+            },
             // The reply took some time: it is later there by that. So what is told late does not count for longer.
             seen_ms: self
                 .store_time
@@ -65,8 +73,9 @@ impl Instance {
 
     /// Takes in what was heard to a beat that was sent at `sent`. Gives the epoch before if this is another.
     pub(super) fn hear(&mut self, heard: Heard, sent: Instant, now: Instant) -> Option<Epoch> {
-        if let Some(sight) = Sight::mean(heard.sights.into_iter()) {
-            self.agreed.see(sight, now);
+        if let Some(Look { sight, low_ms }) = together(&heard.looks) {
+            let ago = |ms| now.checked_sub(Duration::from_millis(ms));
+            self.agreed.see(sight, low_ms.map(|ms| ms.and_then(ago)), now);
         }
         self.holder = Some(heard.holder);
         self.store_time = Some((heard.at_ms, now));

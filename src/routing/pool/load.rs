@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::slots::at;
 use super::{LANES, Pool};
@@ -30,27 +30,33 @@ pub(in crate::routing) struct LaneLoad {
 }
 
 impl Pool {
-    /// What is healthy of each cluster, by slots.
-    pub(in crate::routing) fn sight(&self) -> Sight {
-        let share = |cluster| {
-            let (mut healthy, mut all) = (0, 0);
+    /// What is healthy of each cluster, by slots, and since when that is less than `enough`, if it is.
+    pub(in crate::routing) fn sight(&self, enough: f64) -> (Sight, [Option<Instant>; 2]) {
+        let now = self.now();
+        let look = |cluster| {
+            let (mut out, mut all) = (Vec::new(), 0);
             for (_, replica) in self.members.all() {
                 if replica.cluster == cluster && !replica.is_leaving() {
                     let slots = replica.slots();
                     all += slots;
-                    healthy += if replica.is_healthy() && replica.door.is_closed() {
-                        slots
-                    } else {
-                        0
-                    };
+                    if !replica.is_healthy() || !replica.door.is_closed() {
+                        out.push((replica.silent_since().unwrap_or(now), slots));
+                    }
                 }
             }
-            healthy as f64 / all.max(1) as f64
+            out.sort_unstable();
+            let (mut left, mut low) = (all, None);
+            let share = |left| left as f64 / all.max(1) as f64;
+            for (since, slots) in out {
+                left -= slots;
+                if share(left) < enough {
+                    low = low.or(Some(since));
+                }
+            }
+            (share(left), low)
         };
-        Sight {
-            primary: share(Cluster::Primary),
-            standby: share(Cluster::Standby),
-        }
+        let [(primary, low), (standby, standby_low)] = Cluster::ALL.map(look);
+        (Sight { primary, standby }, [low, standby_low])
     }
 
     /// How evenly the replicas of the cluster that has the writes are loaded, by requests in flight at each place.

@@ -137,6 +137,28 @@ async fn reads_go_to_the_other_cluster_at_once_and_writes_wait_until_it_has_them
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_finds_nobody_waits_even_before_it_is_known_that_its_cluster_is_gone() {
+    let rig = rig();
+    write(&rig).await;
+    rig.fake.mood(0, Mood::Refuses);
+    let before = Clock::System.now().monotonic;
+    assert_eq!(write(&rig).await, Some(0), "the first place counts");
+    assert_eq!(rig.fake.replicas().last(), Some(&1));
+    let waited = Clock::System.now().monotonic - before;
+    assert!(waited < Duration::from_secs(7), "{waited:?}");
+    assert_eq!(active(&rig), (2, Cluster::Standby));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_sent_to_a_cluster_that_goes_is_not_sent_again() {
+    let rig = rig();
+    rig.fake.mood(0, Mood::Resets);
+    let (answer, _) = rig.place(post("/"), &[], None, Placing::Queue).await;
+    assert_eq!(answer.unwrap_err().failure.kind, FailureKind::UpstreamReset);
+    assert_eq!(rig.fake.replicas(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_primary_that_comes_back_in_time_keeps_the_writes_that_waited() {
     let rig = Arc::new(rig());
     write(&rig).await;

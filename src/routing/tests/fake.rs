@@ -7,7 +7,7 @@ use super::*;
 /// What a replica does with requests and probes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Mood {
-    /// Answers after that time.
+    /// Answers after that time, what begins with `/heavy` after ten times as much.
     Answers(Duration),
     Refuses,
     Resets,
@@ -72,7 +72,8 @@ impl Fake {
         let result = match mood {
             Mood::Answers(after) => {
                 let stream = fetch.lane == Lane::Generation;
-                sleep(if stream { STREAM } else { after }).await;
+                let heavy = if fetch.template == "/heavy" { 10 } else { 1 };
+                sleep(if stream { STREAM } else { heavy * after }).await;
                 Ok(Response::new(Body::Empty))
             }
             Mood::Refuses => Err(Failure::new(FailureKind::ConnectFailed, "")),

@@ -61,6 +61,11 @@ fn lane_of(path: &str) -> Lane {
     Lane::ALL.into_iter().find(named).unwrap_or(Lane::Short)
 }
 
+/// The route that a path is of.
+fn template_of(path: &str) -> &'static str {
+    if path.starts_with("/heavy") { "/heavy" } else { "/" }
+}
+
 /// The caller whose number is the query.
 fn caller_of(query: Option<&str>) -> Option<Principal> {
     Some(Principal([query?.parse().unwrap(); 16]))
@@ -205,6 +210,7 @@ impl Rig {
                 },
                 upstream: UpstreamId(0),
                 class: RouteClass::Listing,
+                template: template_of(parts.uri.path()),
                 lane: lane_of(parts.uri.path()),
                 principal: caller_of(parts.uri.query()),
                 parts,
@@ -233,7 +239,8 @@ impl Rig {
 
     /// Something is learnt about the replica at `place`.
     fn learn(&self, place: usize, event: Event) {
-        self.control.pools[0].learn(&self.replica(place), event);
+        let now = Clock::System.now().monotonic;
+        self.control.pools[0].learn(&self.replica(place), event, now);
     }
 
     fn status(&self) -> UpstreamStatus {

@@ -11,8 +11,10 @@ use http::header::{
     self, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{Version, request};
+use http::uri::{self, Authority, PathAndQuery, Scheme};
+use http::{Uri, Version, request};
 
+use crate::types::endpoint::Endpoint;
 use crate::types::request::Client;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -109,12 +111,14 @@ pub(super) fn upgrade_asked(parts: &request::Parts) -> Option<HeaderValue> {
 }
 
 /// The fields that go to the upstream. `upgrade` is what [`upgrade_asked`] found, when the exchange may be
-/// switched; `authority` is the `Host` of a request that came without one.
+/// switched; `authority` is the `Host` of a request that came without one. Over HTTP/2 (`multiplexed`) no field says
+/// anything of the connection, but for `TE: trailers` (RFC 9113 section 8.2.2).
 pub(super) fn to_upstream(
     parts: &request::Parts,
     client: &Client,
     upgrade: Option<HeaderValue>,
     authority: &str,
+    multiplexed: bool,
 ) -> HeaderMap {
     let mut headers = parts.headers.clone();
     let wants_trailers = lists(&headers, &TE, b"trailers");
@@ -132,10 +136,11 @@ pub(super) fn to_upstream(
     ] {
         headers.remove(name);
     }
-    // gunicorn reads `x_user` and `x-user` as one field and drops or confuses them.
+    // gunicorn, which speaks HTTP/1.1 alone, reads `x_user` and `x-user` as one field and drops or confuses them. gRPC
+    // has such names in its metadata.
     let with_underscore: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| name.as_str().contains('_'))
+        .filter(|name| !multiplexed && name.as_str().contains('_'))
         .cloned()
         .collect();
     for name in with_underscore {
@@ -151,7 +156,9 @@ pub(super) fn to_upstream(
     forwarding::name_client(&mut headers, client);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.append(CONNECTION, HeaderValue::from_static("TE"));
+        if !multiplexed {
+            headers.append(CONNECTION, HeaderValue::from_static("TE"));
+        }
     }
     if let Some(protocol) = upgrade {
         headers.insert(UPGRADE, protocol);
@@ -159,6 +166,18 @@ pub(super) fn to_upstream(
     }
     headers.append(VIA, via(parts.version));
     headers
+}
+
+/// The target of a request over HTTP/2: what was `Host` is its authority (RFC 9113 section 8.3.1).
+pub(super) fn absolute(target: PathAndQuery, headers: &mut HeaderMap, endpoint: &Endpoint) -> Uri {
+    let host = headers.remove(HOST);
+    let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let own = || Authority::try_from(endpoint.authority()).ok();
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(if endpoint.tls { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.authority = host.or_else(own);
+    parts.path_and_query = Some(target);
+    Uri::from_parts(parts).unwrap_or_default()
 }
 
 /// Cleans the fields of an answer in place. After 101 (Switching Protocols) `Upgrade` and its announcement

@@ -27,7 +27,7 @@ fn parts(version: Version, fields: &[(&str, &str)]) -> request::Parts {
 }
 
 fn sent(fields: &[(&str, &str)], client: &Client) -> HeaderMap {
-    to_upstream(&parts(Version::HTTP_11, fields), client, None, "api:5001")
+    to_upstream(&parts(Version::HTTP_11, fields), client, None, "api:5001", false)
 }
 
 fn all(headers: &HeaderMap, name: &str) -> Vec<String> {
@@ -189,7 +189,7 @@ fn http_2_requests_get_one_cookie_field_and_a_host() {
         &[("cookie", "a=1"), ("cookie", "b=2"), ("via", "1.1 other")],
     );
     parts.uri = "http://dify.example/v1/info".parse().unwrap();
-    let headers = to_upstream(&parts, &client(ANYONE, false, false), None, "api:5001");
+    let headers = to_upstream(&parts, &client(ANYONE, false, false), None, "api:5001", false);
     assert_eq!(all(&headers, "cookie"), ["a=1; b=2"]);
     assert_eq!(all(&headers, "host"), ["dify.example"]);
     assert_eq!(all(&headers, "via"), ["1.1 other", "2.0 dify-edge"]);
@@ -226,6 +226,7 @@ fn an_upgrade_is_seen_only_when_connection_names_it_and_it_is_not_h2c() {
         &client(ANYONE, false, false),
         yes,
         "api:5001",
+        false,
     );
     assert_eq!(all(&headers, "upgrade"), ["websocket"]);
     assert_eq!(all(&headers, "connection"), ["upgrade"]);
@@ -334,7 +335,7 @@ proptest! {
         let mut parts = parts(Version::HTTP_11, &[]);
         parts.headers = headers.clone();
         let client = Client { peer: SocketAddr::from((octets, port)), tls, trusted: false };
-        let out = to_upstream(&parts, &client, None, "api:5001");
+        let out = to_upstream(&parts, &client, None, "api:5001", false);
         prop_assert_eq!(all(&out, "x-forwarded-for"), [client.ip().to_string()]);
         prop_assert_eq!(out.get_all("forwarded").iter().count(), 1);
         for gone in ["transfer-encoding", "upgrade", "keep-alive", "expect", "x-real-ip"] {
@@ -357,4 +358,35 @@ proptest! {
         }
         prop_assert!(!out.contains_key("connection") && !out.contains_key("transfer-encoding"));
     }
+}
+
+#[test]
+fn over_http_2_no_field_speaks_of_the_connection_and_host_is_the_authority() {
+    let fields = [
+        ("connection", "keep-alive, x-hop"),
+        ("keep-alive", "5"),
+        ("x-hop", "1"),
+        ("te", "trailers"),
+        ("host", "dify.example:81"),
+        ("my_key", "kept for gRPC"),
+    ];
+    let endpoint = |url| Endpoint::parse(crate::types::request::UpstreamId(0), 0, url).unwrap();
+    let mut headers = to_upstream(
+        &parts(Version::HTTP_2, &fields),
+        &client(ANYONE, false, false),
+        None,
+        "api:5001",
+        true,
+    );
+    let target = || PathAndQuery::from_static("/a.B/c?d=%2f");
+    let uri = absolute(target(), &mut headers, &endpoint("https://api:5001"));
+    assert_eq!(uri, "https://dify.example:81/a.B/c?d=%2f");
+    for gone in ["host", "connection", "keep-alive", "x-hop"] {
+        assert!(!headers.contains_key(gone), "{gone}");
+    }
+    assert_eq!(all(&headers, "te"), ["trailers"]);
+    assert_eq!(all(&headers, "my_key"), ["kept for gRPC"]);
+    assert_eq!(all(&headers, "x-forwarded-host"), ["dify.example:81"]);
+    let uri = absolute(target(), &mut headers, &endpoint("http://api:5001"));
+    assert_eq!(uri, "http://api:5001/a.B/c?d=%2f");
 }

@@ -2,6 +2,8 @@
 //!
 //! A [`Rig`] is the stage with one replica; an [`Origin`] is that replica, written down move by move.
 
+mod multiplex;
+mod multiplex_ends;
 mod origin;
 mod pooling;
 mod streaming;
@@ -86,6 +88,7 @@ impl Rig {
                 },
                 upstream: UpstreamId(0),
                 class: RouteClass::Passthrough,
+                template: "*",
                 lane: Lane::Short,
                 principal: None,
                 works: Works::default(),
@@ -113,19 +116,20 @@ impl Rig {
     }
 
     pub(super) fn connections(&self, state: &str) -> i64 {
-        let label = |m: &prometheus::proto::Metric| m.get_label().iter().any(|l| l.value() == state);
+        self.gauge("dify_edge_upstream_connections", state)
+    }
+
+    /// Streams in use.
+    pub(super) fn upstream_streams(&self) -> i64 {
+        self.gauge("dify_edge_upstream_streams", "api")
+    }
+
+    fn gauge(&self, name: &str, label: &str) -> i64 {
+        let has_label = |m: &&prometheus::proto::Metric| m.get_label().iter().any(|l| l.value() == label);
         let families = self.registry.gather();
-        let connections = families
-            .iter()
-            .find(|f| f.name() == "dify_edge_upstream_connections")
-            .unwrap();
-        connections
-            .get_metric()
-            .iter()
-            .find(|m| label(m))
-            .unwrap()
-            .get_gauge()
-            .get_value() as i64
+        let family = families.iter().find(|family| family.name() == name);
+        let metric = family.and_then(|family| family.get_metric().iter().find(has_label));
+        metric.map_or(0, |metric| metric.get_gauge().get_value() as i64)
     }
 }
 

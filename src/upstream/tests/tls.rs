@@ -74,3 +74,63 @@ async fn a_tls_stream_that_ends_without_notice_was_cut_off() {
     let failure = rig(port, roots).fetch(get("/")).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::UpstreamReset);
 }
+
+/// An origin named `localhost` that offers these protocols; over HTTP/2 it answers.
+async fn offering(protocols: &[&[u8]]) -> (u16, rustls::RootCertStore) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let Ok(tls) = acceptor.accept(tcp).await else {
+                continue;
+            };
+            tokio::spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(tls).await else {
+                    return;
+                };
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    assert_eq!(request.uri().scheme_str(), Some("https"));
+                    let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                    stream.send_data(Bytes::from("secret"), true).unwrap();
+                }
+            });
+        }
+    });
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    (port, roots)
+}
+
+#[tokio::test]
+async fn http_2_over_tls_is_spoken_only_where_the_replica_agrees() {
+    let over_h2 = |port, roots| {
+        let mut config = config(format!("https://localhost:{port}"));
+        config.protocol = crate::config::UpstreamProtocol::H2;
+        let rig = Rig::with(config, Some(roots));
+        rig.endpoint
+            .set_addresses(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
+        rig
+    };
+    let (port, roots) = offering(&[b"h2", b"http/1.1"]).await;
+    assert_eq!(
+        over_h2(port, roots).fetch(get("/")).await.unwrap(),
+        (200, "secret".into())
+    );
+    for others in [&[b"http/1.1".as_slice()] as &[&[u8]], &[]] {
+        let (port, roots) = offering(others).await;
+        let failure = over_h2(port, roots).fetch(get("/")).await.unwrap_err();
+        assert_eq!((failure.kind, failure.sent), (FailureKind::ConnectFailed, false));
+    }
+}

@@ -61,3 +61,15 @@ fn what_makes_no_sense_is_refused_with_its_place_and_bounds() {
         assert!(error.contains(expected), "{text}: {error}");
     }
 }
+
+#[test]
+fn two_clusters_about_which_instances_cannot_agree_are_a_warning() {
+    let text = "upstreams: {api: {replicas: [{url: 'http://a:1'}], standby: [{url: 'http://b:1'}]}}\n";
+    let warnings = load_text(text).unwrap().warnings().join("\n");
+    assert!(
+        warnings.contains("upstreams.api.standby: this instance decides alone"),
+        "{warnings}"
+    );
+    let redis = format!("{text}cache: {{type: redis, redis: {{url: \"redis://r\"}}}}\n");
+    assert_eq!(load_text(&redis).unwrap().warnings(), Vec::<String>::new());
+}

@@ -94,3 +94,51 @@ fn a_discovery_that_names_nothing_that_can_be_asked_for_is_refused_with_its_plac
     }
     assert!(refused("upstreams: {api: {replicas: []}}").contains("or a name under `discovery`"));
 }
+
+#[test]
+fn what_is_spoken_has_to_fit_the_urls() {
+    let one = |keys: &str| format!("upstreams: {{api: {{{keys}}}}}");
+    let loaded = load_text(&one(
+        "replicas: [{url: 'http://h:1'}], protocol: h2c, health_check: {grpc: ''}",
+    ))
+    .unwrap();
+    let api = &loaded.config.upstreams["api"];
+    assert_eq!(api.protocol, crate::config::UpstreamProtocol::H2c);
+    assert_eq!((api.capacity, api.health_check.grpc.as_deref()), (None, Some("")));
+    assert!(loaded.print().contains("protocol: h2c"), "{}", loaded.print());
+    assert_eq!(load_text(&loaded.print()).unwrap().config, loaded.config);
+    for (keys, key, why) in [
+        (
+            "replicas: [{url: 'http://h:1'}], protocol: h2",
+            "replicas[0].url",
+            "must begin with https://",
+        ),
+        (
+            "replicas: [{url: 'https://h'}], protocol: h2c",
+            "replicas[0].url",
+            "must begin with http://",
+        ),
+        (
+            "discovery: {dns: 'h:1'}, protocol: h2",
+            "discovery.tls",
+            "must be true",
+        ),
+        (
+            "discovery: {dns: 'h:1', tls: true}, protocol: h2c",
+            "discovery.tls",
+            "must be false",
+        ),
+        (
+            "replicas: [{url: 'http://h:1'}], health_check: {grpc: a}",
+            "health_check.grpc",
+            "needs `protocol",
+        ),
+        ("replicas: [{url: 'http://h:1'}], protocol: h3", "protocol", "h2c"),
+    ] {
+        let message = refused(&one(keys));
+        assert!(
+            message.contains(&format!("upstreams.api.{key}")) && message.contains(why),
+            "{message}"
+        );
+    }
+}

@@ -16,7 +16,7 @@ use crate::routing::failover::ledger::Ledger;
 use crate::routing::failover::record::{Beat, Cause, Details, Heard, Mode, Proposal, Record};
 use crate::routing::failover::redis::Redis;
 use crate::routing::failover::registry::Registry as _;
-use crate::routing::failover::watch::Sight;
+use crate::routing::failover::watch::{Look, Sight};
 use crate::routing::link::Link;
 use crate::types::cluster::Epoch;
 
@@ -84,8 +84,8 @@ fn record(epoch: u64, by: &str) -> Record {
 fn sorted(heard: Heard) -> Heard {
     let mut heard = heard;
     heard
-        .sights
-        .sort_by(|one, other| one.primary.total_cmp(&other.primary));
+        .looks
+        .sort_by(|one, other| one.sight.primary.total_cmp(&other.sight.primary));
     heard
 }
 
@@ -118,9 +118,12 @@ async fn the_scripts_in_redis_do_what_the_ledger_does() {
                     let beat = Beat {
                         record: record(epoch, &instance),
                         instance,
-                        sight: Sight {
-                            primary: at as f64 / 4.0,
-                            standby: 1.0,
+                        look: Look {
+                            sight: Sight {
+                                primary: at as f64 / 4.0,
+                                standby: 1.0,
+                            },
+                            low_ms: [ago, None],
                         },
                         seen_ms: ago.map(|ago| now - u64::min(now, ago)),
                     };
