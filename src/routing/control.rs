@@ -141,6 +141,13 @@ impl RoutingControl {
         upstreams.map(status).collect()
     }
 
+    /// Brings the gauges of failover up to date, which are not kept so.
+    pub fn refresh_gauges(&self) {
+        for failover in self.failovers.iter().flatten() {
+            failover.refresh_gauges();
+        }
+    }
+
     /// The names of the upstreams that have, or may find, a standby.
     pub fn with_standby(&self) -> Vec<String> {
         let upstreams = self.pools.iter().zip(self.failovers.iter());

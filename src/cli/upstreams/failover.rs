@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    fn failover(changes: Value) -> Vec<String> {
+    fn failover(changes: &Value) -> Vec<String> {
         let mut failover = json!({
             "epoch": 3, "active": "primary", "mode": "auto", "writes": true, "instance": "edge-1:42:9f3c",
             "holder": "edge-2:43:01ab", "holds_lease": false, "confirmed_ms_ago": 120, "trouble": null,
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn the_lines_say_where_writes_are_since_when_who_decides_and_what_is_healthy() {
         assert_eq!(
-            failover(json!({})),
+            failover(&json!({})),
             [
                 "failover   writes at primary, epoch 3 (auto)",
                 "begun      14 s ago: recovered, by edge-1:42:9f3c",
@@ -151,7 +151,7 @@ mod tests {
                 "remembers  the cluster of 12 pieces of work",
             ]
         );
-        let held = failover(json!({
+        let held = failover(&json!({
             "mode": "standby", "active": "standby", "epoch": 4, "holds_lease": true, "holder": "edge-1:42:9f3c",
             "healthy": {"primary": 0.999, "standby": 0.29}, "healthy_here": null,
         }));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_comes_first() {
-        let refused = failover(json!({
+        let refused = failover(&json!({
             "writes": false, "epoch": null, "holder": null, "confirmed_ms_ago": null, "last_shift": null,
             "trouble": "there is no connection", "healthy": null, "healthy_here": null,
         }));
@@ -183,7 +183,7 @@ mod tests {
             ]
         );
         let deaf =
-            failover(json!({"trouble": "no answer in time", "healthy": null, "confirmed_ms_ago": 65_000}));
+            failover(&json!({"trouble": "no answer in time", "healthy": null, "confirmed_ms_ago": 65_000}));
         assert_eq!(
             deaf[..2],
             [
@@ -193,7 +193,7 @@ mod tests {
         );
         assert!(deaf[4].ends_with("confirmed 65 s ago"), "{deaf:?}");
         assert_eq!(deaf[5], "healthy    seen from here: primary 50 %, standby 100 %");
-        let fenced = failover(json!({"writes": false}));
+        let fenced = failover(&json!({"writes": false}));
         assert!(fenced[0].starts_with("!! WRITES ARE REFUSED: "), "{fenced:?}");
         assert_eq!(fenced[1], "failover   writes were at primary, epoch 3 (auto)");
     }

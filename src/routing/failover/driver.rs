@@ -318,6 +318,13 @@ impl Failover {
 
     /// Has the pool go by how things stand now.
     fn stand(&self) {
+        // Held until the pool knows, so that of two callers the later one has the last word.
+        let instance = self.instance.lock();
+        self.pool.stand(instance.standing(self.now()));
+    }
+
+    /// Brings the gauges up to date.
+    pub(in crate::routing) fn refresh_gauges(&self) {
         let now = self.now();
         let instance = self.instance.lock();
         let standing = instance.standing(now);
@@ -336,8 +343,6 @@ impl Failover {
                 self.metrics.healthy(cluster, sight.of(cluster));
             }
         }
-        drop(instance);
-        self.pool.stand(standing);
     }
 
     /// How it stands.
