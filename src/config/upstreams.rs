@@ -24,8 +24,9 @@ pub struct UpstreamConfig {
     /// failed the request; writes once it has taken over (`failover`).
     pub standby: Vec<ReplicaConfig>,
     /// Requests that one replica serves at once, of which `connections.pool_share` are used; further ones wait here, not
-    /// there. A number, or `auto`: then it is found by how the time to the first byte grows, beginning with 10. Never
-    /// more than `connections.limit`. Default for what serves dify-api's routes: 10, which is what a stock dify-api
+    /// there. A number, or `auto`: then it is found by how the time to the first byte grows, beginning with 10; to know
+    /// how long answers take without a queue, half of it is used for a second every three minutes. Never more than
+    /// `connections.limit`. Default for what serves dify-api's routes: 10, which is what a stock dify-api
     /// container has (one worker of ten connections); otherwise as many as connections.
     pub capacity: Option<Capacity>,
     /// Connections to one replica.
