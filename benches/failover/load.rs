@@ -1,8 +1,9 @@
 //! Clients that read and write through all instances, and what each of them saw.
 //!
-//! A closed loop: each waits for its answer and then a little. Of the reads some are kept by the proxy, others are asked
-//! for with a query of their own, so that each meets a replica. Each write has an id of its own, never sent twice by its
-//! client. The clients of an instance that was killed go on at another, as behind any load balancer.
+//! Some readers wait for their answers, which the proxy keeps, before they ask again. Other reads, with a query of their
+//! own so that each meets a replica, and all writes come at a steady rate, whatever becomes of those before: who waits
+//! keeps nobody else from asking. Each write has an id of its own, never sent twice by its client. What an instance
+//! would have got that was killed goes to another, as behind any load balancer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,18 +19,20 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use crate::child::micros;
 use crate::network::INSTANCES;
 use crate::replica::ID;
 
-/// Clients of each instance: whose reads are kept, whose reads are not, and who write.
-const KEPT: usize = 4;
-const UNKEPT: usize = 8;
-const WRITERS: usize = 6;
-/// How long each waits after an answer.
+/// Readers of each instance whose answers are kept, and how long each waits after one.
+const READERS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(100);
+/// From one read that meets a replica to the next, and from one write to the next, for each instance.
+const READ_EVERY: Duration = Duration::from_millis(40);
+const WRITE_EVERY: Duration = Duration::from_millis(70);
+/// Of either no more wait at once, for each instance.
+const MOST: usize = 1_000;
 /// Longer than this no client waits.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -73,7 +76,17 @@ pub(crate) struct Told {
 /// A load that runs.
 pub(crate) struct Load {
     shared: Arc<Shared>,
-    clients: JoinSet<(bool, Vec<Seen>)>,
+    clients: JoinSet<(Kind, Vec<Seen>)>,
+}
+
+/// What a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A read whose answer is kept.
+    Kept,
+    /// One that meets a replica.
+    Read,
+    Write,
 }
 
 struct Shared {
@@ -106,14 +119,11 @@ impl Load {
         });
         let mut clients = JoinSet::new();
         for home in 0..INSTANCES {
-            for number in 0..KEPT + UNKEPT + WRITERS {
-                let client = Client {
-                    shared: shared.clone(),
-                    home,
-                    connection: None,
-                };
-                clients.spawn(client.live(number));
+            for _ in 0..READERS {
+                clients.spawn(read_on(shared.clone(), home));
             }
+            clients.spawn(keep_pace(shared.clone(), home, Kind::Read, READ_EVERY));
+            clients.spawn(keep_pace(shared.clone(), home, Kind::Write, WRITE_EVERY));
         }
         Ok(Self { shared, clients })
     }
@@ -129,10 +139,10 @@ impl Load {
         let mut told = Told::default();
         while let Some(joined) = self.clients.join_next().await {
             // One that panicked has said so.
-            let Ok((writes, seen)) = joined else { continue };
-            match writes {
-                true => told.writes.extend(seen),
-                false => told.reads.extend(seen),
+            let Ok((kind, seen)) = joined else { continue };
+            match kind {
+                Kind::Write => told.writes.extend(seen),
+                Kind::Kept | Kind::Read => told.reads.extend(seen),
             }
         }
         told
@@ -157,7 +167,7 @@ fn reads(records: &[Record]) -> Vec<Question> {
     records.iter().filter(is_read).filter_map(question).collect()
 }
 
-/// A run of a workflow, a rating, and a chat that streams and begins a conversation.
+/// Runs of a workflow that are waited for or stream, and ratings.
 fn writes(records: &[Record]) -> Result<Vec<Question>, String> {
     let named = |name: &str| {
         let found = records
@@ -166,112 +176,134 @@ fn writes(records: &[Record]) -> Result<Vec<Question>, String> {
             .and_then(question);
         found.ok_or_else(|| format!("no exchange is called {name}"))
     };
-    let chat = "{\"inputs\": {}, \"query\": \"hi\", \"response_mode\": \"streaming\", \"user\": \"drill\"}";
-    Ok(vec![
-        named("v1_workflow_run_blocking__fast")?,
-        named("v1_feedback_like")?,
-        Question {
-            body: chat.into(),
-            ..named("v1_chat_streaming__echo")?
-        },
-    ])
+    let names = [
+        "v1_workflow_run_blocking__fast",
+        "v1_workflow_run_streaming__fast",
+        "v1_feedback_like",
+    ];
+    names.into_iter().map(named).collect()
 }
 
-struct Client {
-    shared: Arc<Shared>,
-    home: usize,
-    connection: Option<(usize, SendRequest<Full<Bytes>>)>,
+/// Asks, waits for the answer and a little more, again and again.
+async fn read_on(shared: Arc<Shared>, home: usize) -> (Kind, Vec<Seen>) {
+    let (mut seen, mut connection) = (Vec::new(), None);
+    while !shared.is_over.load(SeqCst) {
+        seen.push(shared.one(home, Kind::Kept, &mut connection).await);
+        sleep(PAUSE).await;
+    }
+    (Kind::Kept, seen)
 }
 
-impl Client {
-    /// What it saw, and whether it wrote.
-    async fn live(mut self, number: usize) -> (bool, Vec<Seen>) {
-        let (shared, mut seen) = (self.shared.clone(), Vec::new());
-        let writes = number >= KEPT + UNKEPT;
-        // They do not all begin at once.
-        sleep(PAUSE * number as u32 / (KEPT + UNKEPT + WRITERS) as u32).await;
-        while !shared.is_over.load(SeqCst) {
-            let next = shared.next.fetch_add(1, SeqCst);
-            let instance = self.instance();
-            let id = format!("{instance}.{next}");
-            let question = match writes {
-                true => &shared.writes[next as usize % shared.writes.len()],
-                false => &shared.reads[next as usize % shared.reads.len()],
-            };
-            let mut target = question.target.clone();
-            if (KEPT..KEPT + UNKEPT).contains(&number) {
-                target = format!(
-                    "{target}{}drill={next}",
-                    if target.contains('?') { '&' } else { '?' }
-                );
-            }
-            let request = Request::builder()
-                .method(question.method.clone())
-                .uri(target)
-                .header(HOST, "dify.example")
-                .header(AUTHORIZATION, &question.credential)
-                .header(CONTENT_TYPE, "application/json")
-                .body(Full::new(question.body.clone()));
-            let Ok(mut request) = request else { break };
-            if let Some(value) = Some(&id).filter(|_| writes).and_then(|id| id.parse().ok()) {
-                request.headers_mut().insert(ID, value);
-            }
-            let sent = micros();
-            let asked = timeout(PATIENCE, self.ask(instance, request, writes)).await;
-            let end = asked.unwrap_or_else(|_| Err("no answer in time".to_owned()));
-            let is_dead = !shared.is_alive[instance].load(SeqCst);
-            if end.is_err() {
-                self.connection = None;
-            }
-            seen.push(Seen {
-                id,
-                instance,
-                sent,
-                ended: micros(),
-                end: end.unwrap_or_else(|why| {
-                    if is_dead {
-                        End::WithInstance
-                    } else {
-                        End::Broken(why)
-                    }
-                }),
-            });
-            sleep(PAUSE).await;
+/// Asks again and again, without waiting for answers.
+async fn keep_pace(shared: Arc<Shared>, home: usize, kind: Kind, every: Duration) -> (Kind, Vec<Seen>) {
+    let (mut seen, mut asking) = (Vec::new(), JoinSet::new());
+    let mut ticks = interval(every);
+    while !shared.is_over.load(SeqCst) {
+        ticks.tick().await;
+        if asking.len() < MOST {
+            let shared = shared.clone();
+            asking.spawn(async move { shared.one(home, kind, &mut None).await });
         }
-        (writes, seen)
+        while let Some(Ok(one)) = asking.try_join_next() {
+            seen.push(one);
+        }
+    }
+    seen.extend(asking.join_all().await);
+    (kind, seen)
+}
+
+/// A kept connection, and to which instance.
+type Connection = Option<(usize, SendRequest<Full<Bytes>>)>;
+
+impl Shared {
+    /// One request.
+    async fn one(&self, home: usize, kind: Kind, connection: &mut Connection) -> Seen {
+        let next = self.next.fetch_add(1, SeqCst);
+        let instance = self.instance(home);
+        let id = format!("{instance}.{next}");
+        let sent = micros();
+        let asked = timeout(PATIENCE, self.ask(instance, kind, next, &id, connection)).await;
+        let end = asked.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        if end.is_err() {
+            *connection = None;
+        }
+        let is_dead = !self.is_alive[instance].load(SeqCst);
+        Seen {
+            id,
+            instance,
+            sent,
+            ended: micros(),
+            end: end.unwrap_or_else(|why| {
+                if is_dead {
+                    End::WithInstance
+                } else {
+                    End::Broken(why)
+                }
+            }),
+        }
     }
 
     /// Its own, or the next that lives.
-    fn instance(&self) -> usize {
-        let all = (0..INSTANCES).map(|offset| (self.home + offset) % INSTANCES);
-        let mut alive = all.filter(|instance| self.shared.is_alive[*instance].load(SeqCst));
-        alive.next().unwrap_or(self.home)
+    fn instance(&self, home: usize) -> usize {
+        let all = (0..INSTANCES).map(|offset| (home + offset) % INSTANCES);
+        let mut alive = all.filter(|instance| self.is_alive[*instance].load(SeqCst));
+        alive.next().unwrap_or(home)
+    }
+
+    fn request(&self, kind: Kind, next: u64, id: &str) -> Result<Request<Full<Bytes>>, String> {
+        let questions = if kind == Kind::Write {
+            &self.writes
+        } else {
+            &self.reads
+        };
+        let question = &questions[next as usize % questions.len()];
+        let mut target = question.target.clone();
+        if kind == Kind::Read {
+            target = format!(
+                "{target}{}drill={next}",
+                if target.contains('?') { '&' } else { '?' }
+            );
+        }
+        let mut request = Request::builder()
+            .method(question.method.clone())
+            .uri(target)
+            .header(HOST, "dify.example")
+            .header(AUTHORIZATION, &question.credential)
+            .header(CONTENT_TYPE, "application/json");
+        if kind == Kind::Write {
+            request = request.header(ID, id);
+        }
+        request
+            .body(Full::new(question.body.clone()))
+            .map_err(|error| error.to_string())
     }
 
     async fn ask(
-        &mut self,
+        &self,
         instance: usize,
-        request: Request<Full<Bytes>>,
-        writes: bool,
+        kind: Kind,
+        next: u64,
+        id: &str,
+        connection: &mut Connection,
     ) -> Result<End, String> {
-        let text = |error: hyper::Error| error.to_string();
-        // A write goes on a fresh connection: a kept one may be closing.
-        let kept = self
-            .connection
-            .take()
-            .filter(|(to, _)| *to == instance && !writes);
+        let request = self.request(kind, next, id)?;
         let mut ready = None;
-        if let Some((_, mut kept)) = kept
+        if let Some((_, mut kept)) = connection.take().filter(|(to, _)| *to == instance)
             && kept.ready().await.is_ok()
         {
             ready = Some(kept);
         }
         let mut sender = match ready {
             Some(kept) => kept,
-            None => self.connect(instance).await.map_err(|error| error.to_string())?,
+            None => connect(self.instances[instance])
+                .await
+                .map_err(|error| error.to_string())?,
         };
-        let response = sender.send_request(request).await.map_err(text)?;
-        self.connection = Some((instance, sender));
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
+        *connection = Some((instance, sender));
         let status = response.status();
         let error = response
             .headers()
@@ -281,23 +313,22 @@ impl Client {
         let error = error.unwrap_or("of the replica").to_owned();
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
-            frame.map_err(|error| format!("an answer of {status} broke off: {error}"))?;
+            frame.map_err(|_| format!("an answer of {} broke off", status.as_u16()))?;
         }
         Ok(match status.is_success() {
             true => End::Acknowledged,
             false => End::Answered(status.as_u16(), error),
         })
     }
+}
 
-    async fn connect(
-        &self,
-        instance: usize,
-    ) -> Result<SendRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TcpStream::connect(self.shared.instances[instance]).await?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-        // Ends with the sender.
-        tokio::spawn(connection);
-        Ok(sender)
-    }
+async fn connect(
+    to: SocketAddr,
+) -> Result<SendRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    // Ends with the sender.
+    tokio::spawn(connection);
+    Ok(sender)
 }
