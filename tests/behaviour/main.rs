@@ -22,6 +22,7 @@ mod drain;
 mod endurance;
 mod explain;
 mod failover;
+mod failover_drill;
 mod fields;
 mod guard;
 mod guard_peers;
