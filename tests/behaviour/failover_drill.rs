@@ -16,6 +16,7 @@ use crate::support::edge::{self, Running, api, replica};
 use crate::support::fleet::shared;
 use crate::support::origin::{Options, Origin, json};
 use crate::support::redis::Redis;
+use crate::support::redis::slow::Slow;
 use crate::support::{eventually, metrics};
 
 const INSTANCES: usize = 3;
@@ -241,4 +242,32 @@ async fn no_write_is_lost_or_doubled_and_no_read_fails_when_the_primary_freezes_
     writes.extend(more_writes);
     reads.extend(more_reads);
     hold(&drill.journal, &(writes, reads));
+}
+
+#[tokio::test]
+async fn a_connection_to_redis_whose_packets_vanish_is_made_anew() {
+    let redis = Redis::start().await;
+    let road = Slow::to(redis.address).await;
+    let (primary, standby) = (Journal::default(), Journal::default());
+    let free = || "127.0.0.1:0".parse().expect("an address");
+    let (first, second) = (
+        origin(free(), Cluster::Primary, &primary).await,
+        origin(free(), Cluster::Standby, &standby).await,
+    );
+    let edge = edge::start(&[first.address], |config| {
+        shared(config, &format!("redis://{}", road.address));
+        api(config).standby = vec![replica(&second.address)];
+    })
+    .await;
+    let is_confirmed = async |is: bool| {
+        eventually("the epoch to be confirmed or not", || async {
+            let upstreams = metrics::ask(edge.admin, "/upstreams").await.json();
+            (upstreams[0]["failover"]["trouble"].is_null() == is).then_some(())
+        })
+        .await;
+    };
+    is_confirmed(true).await;
+    road.cut();
+    is_confirmed(false).await;
+    is_confirmed(true).await;
 }
