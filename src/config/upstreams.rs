@@ -260,7 +260,8 @@ impl From<LanesAsTyped> for LanesConfig {
 /// One sort of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LaneConfig {
-    /// When several lanes wait, the one that has the least of its share is served first.
+    /// When several lanes wait, the one that has the least of its share is served first. Half of the share of `short` the
+    /// other lanes leave it together, whether it is wanted or not.
     pub share: Ratio,
     /// The most that it has of a replica, at least one request.
     pub limit: Ratio,

@@ -231,6 +231,8 @@ impl http_body::Body for Followed {
                 if verdict == Verdict::Failure {
                     let now = this.pass.pool.now();
                     this.pass.replica.observed.failed(failure, now);
+                    // Its head counted as an answer.
+                    this.pass.pool.failed(&this.pass.replica);
                 }
                 this.pass.end(verdict);
             }

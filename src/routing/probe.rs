@@ -68,6 +68,7 @@ pub(super) async fn probe<S>(
                     Ok(()) => Event::ProbeOk,
                     Err(_) => Event::ProbeFailed,
                 },
+                started,
             );
             let Err(why) = answer else { break };
             tracing::debug!(replica = probed.url, %why, "probe failed");

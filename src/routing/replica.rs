@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::admission::Door;
 use super::gradient::Gradient;
 use super::health::signals::Signals;
+use super::health::silence::Silence;
 use super::health::{Event, Health, orca};
 use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
 use super::observed::Observed;
@@ -92,7 +93,10 @@ impl Blueprint {
             gradient,
             leaving: AtomicBool::new(false),
             stop: CancellationToken::new(),
-            health: Mutex::new(Health::new(self.check.unhealthy_after, self.check.healthy_after)),
+            health: Mutex::new((
+                Health::new(self.check.unhealthy_after, self.check.healthy_after),
+                Silence::default(),
+            )),
             healthy: AtomicBool::new(true),
             resolver: self.resolver.clone(),
             looked_up: tokio::sync::Mutex::new(None),
@@ -136,7 +140,7 @@ pub(super) struct Replica {
     gradient: Option<Mutex<Gradient>>,
     /// Whether it is no longer a member and only ends what it has begun.
     leaving: AtomicBool,
-    health: Mutex<Health>,
+    health: Mutex<(Health, Silence)>,
     /// The same as `health` says, to be read without its lock.
     healthy: AtomicBool,
     resolver: Arc<dyn Resolve>,
@@ -205,13 +209,25 @@ impl Replica {
     }
 
     pub(super) fn consecutive_failures(&self) -> u32 {
-        self.health.lock().consecutive_failures()
+        self.health.lock().0.consecutive_failures()
     }
 
-    /// Takes what was learnt into account. True when the replica went out or came back by it.
-    pub(super) fn learn(&self, event: Event) -> bool {
-        let mut health = self.health.lock();
+    /// Since when it has given no sign of life, if that is so.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.health.lock().1.since()
+    }
+
+    /// Takes what was learnt of something that was begun at `began` into account. True when the replica went out or came
+    /// back by it.
+    pub(super) fn learn(&self, event: Event, began: Instant, now: Instant) -> bool {
+        let (health, silence) = &mut *self.health.lock();
         let changed = health.on(event);
+        match event {
+            Event::ProbeFailed | Event::RequestFailed => silence.failed(began),
+            Event::ProbeOk | Event::RequestOk if health.is_healthy() => silence.answered(now),
+            // It has yet to prove itself.
+            Event::ProbeOk | Event::RequestOk => {}
+        }
         if changed {
             let healthy = health.is_healthy();
             self.healthy.store(healthy, Ordering::Release);

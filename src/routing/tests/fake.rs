@@ -16,6 +16,8 @@ pub(super) enum Mood {
     Says(u16),
     /// Answers with this report of its load.
     Reports(&'static str),
+    /// Answers with these pieces of JSON.
+    Tells(&'static [&'static str]),
     /// Answers with some content, and after that time with its end or this failure.
     Streams(Duration, Option<FailureKind>),
 }
@@ -87,6 +89,12 @@ impl Fake {
             Mood::Reports(report) => {
                 let fields = Response::builder().header("endpoint-load-metrics", report);
                 Ok(fields.body(Body::Empty).unwrap())
+            }
+            Mood::Tells(pieces) => {
+                let frame = |piece: &'static str| Ok(Frame::data(Bytes::from_static(piece.as_bytes())));
+                let body = Body::stream(StreamBody::new(stream::iter(pieces.iter().copied().map(frame))));
+                let fields = Response::builder().header("content-type", "application/json");
+                Ok(fields.body(body).unwrap())
             }
             Mood::Streams(after, failure) => Ok(Response::new(streaming(after, failure))),
         };

@@ -4,6 +4,7 @@
 
 mod breaker;
 mod discovery;
+mod failover;
 mod fake;
 mod frozen;
 mod lanes;
@@ -120,20 +121,24 @@ impl Rig {
     }
 
     fn build(config: UpstreamConfig, breaker: &BreakerConfig, zone: Option<&str>) -> Self {
-        let registry = prometheus::Registry::new();
-        let metrics = RoutingMetrics::register(&registry).unwrap();
-        let fake = Fake::default();
-        *fake.moods.lock() = vec![QUICK; config.replicas.len() + config.standby.len()];
-        let names = Names::default();
-        let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
-        let config = Config {
+        Self::of(&Config {
             upstreams: Upstreams::from([("api".to_owned(), config)]),
             zone: zone.map(str::to_owned),
             circuit_breaker: breaker.clone(),
             ..Config::default()
-        };
+        })
+    }
+
+    fn of(config: &Config) -> Self {
+        let registry = prometheus::Registry::new();
+        let metrics = RoutingMetrics::register(&registry).unwrap();
+        let fake = Fake::default();
+        let api = &config.upstreams["api"];
+        *fake.moods.lock() = vec![QUICK; api.replicas.len() + api.standby.len()];
+        let names = Names::default();
+        let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
         let (layer, control) =
-            RoutingLayer::with_resolver(&config, Clock::System, &metrics, &resolver).unwrap();
+            RoutingLayer::with_resolver(config, Clock::System, &metrics, &resolver).unwrap();
         Self {
             routing: layer.layer(fake.clone()),
             fake,
@@ -178,6 +183,18 @@ impl Rig {
         total: Option<Duration>,
         placing: Placing,
     ) -> (Result<Response<Body>, FailedAttempt>, Option<usize>) {
+        self.about(request, avoid, total, placing, Works::default()).await
+    }
+
+    /// The same of a request that has to do with these works.
+    async fn about(
+        &self,
+        request: Request<Body>,
+        avoid: &[usize],
+        total: Option<Duration>,
+        placing: Placing,
+        works: Works,
+    ) -> (Result<Response<Body>, FailedAttempt>, Option<usize>) {
         let (parts, body) = request.into_parts();
         let attempt = Attempt {
             fetch: Arc::new(FetchHead {
@@ -191,7 +208,7 @@ impl Rig {
                 lane: lane_of(parts.uri.path()),
                 principal: caller_of(parts.uri.query()),
                 parts,
-                works: Works::default(),
+                works,
                 timeouts: Timeouts { total, idle: None },
                 deadline: total.map(|total| Clock::System.now().monotonic + total),
             }),
@@ -216,7 +233,8 @@ impl Rig {
 
     /// Something is learnt about the replica at `place`.
     fn learn(&self, place: usize, event: Event) {
-        self.control.pools[0].learn(&self.replica(place), event);
+        let now = Clock::System.now().monotonic;
+        self.control.pools[0].learn(&self.replica(place), event, now);
     }
 
     fn status(&self) -> UpstreamStatus {

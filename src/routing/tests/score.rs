@@ -1,5 +1,7 @@
 //! Scores as requests and probes make them, and what balancing by them does.
 
+use http_body_util::BodyExt;
+
 use super::*;
 use crate::config::upstreams::BalancePolicy;
 
@@ -55,6 +57,20 @@ async fn failures_and_probes_bring_a_score_down_and_a_replica_that_is_back_start
     );
     sleep(Duration::from_secs(30)).await;
     assert_eq!(rig.status().replicas[0].score, 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_break_off_bring_a_score_down() {
+    let rig = by_health(1);
+    let second = Duration::from_secs(1);
+    rig.fake
+        .mood(0, Mood::Streams(second, Some(FailureKind::UpstreamReset)));
+    for _ in 0..10 {
+        let response = rig.get().await.unwrap();
+        assert!(response.into_body().collect().await.is_err());
+    }
+    let broken = rig.status().replicas.remove(0);
+    assert!(broken.score_parts.errors < 0.2, "{broken:?}");
 }
 
 #[tokio::test(start_paused = true)]
