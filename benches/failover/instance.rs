@@ -81,6 +81,12 @@ impl Instance {
         })
     }
 
+    /// Says where the writes are to go: `standby`, `primary` or `auto`.
+    pub(crate) async fn steer(&self, to: &str) -> Result<(), String> {
+        let body = format!("{{\"to\": \"{to}\"}}");
+        self.ask("POST", "/failover", &body).await.map(drop)
+    }
+
     /// Whether this is the instance of that name: it has the process in it.
     pub(crate) fn is(&self, name: &str) -> bool {
         name.split(':').any(|part| part == self.child.pid().to_string())

@@ -35,7 +35,7 @@ use world::{Ground, World};
 #[derive(Parser)]
 struct Args {
     /// Only scenarios whose name has this in it: killed, stopped, half, partition, cut-off-and-killed, cut-off,
-    /// redis-lost, relapse, holder-killed.
+    /// redis-lost, relapse, holder-killed, steered.
     #[arg(long, default_value = "")]
     only: String,
     /// `health_check.interval` of the instances.

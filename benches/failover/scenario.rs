@@ -29,10 +29,11 @@ pub(crate) enum Fault {
     RedisLost,
     Relapse,
     HolderKilled,
+    Steered,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Killed,
         Self::Stopped,
         Self::Half,
@@ -42,6 +43,7 @@ impl Fault {
         Self::RedisLost,
         Self::Relapse,
         Self::HolderKilled,
+        Self::Steered,
     ];
 
     /// Its name for `--only` and files.
@@ -56,6 +58,7 @@ impl Fault {
             Self::RedisLost => "redis-lost",
             Self::Relapse => "relapse",
             Self::HolderKilled => "holder-killed",
+            Self::Steered => "steered",
         }
     }
 
@@ -71,6 +74,7 @@ impl Fault {
             Self::RedisLost => "Redis killed, back empty; then `kill -9` of the primary",
             Self::Relapse => "`kill -9`; back, and dead again before its time",
             Self::HolderKilled => "`kill -9` of the primary and of the instance that decides",
+            Self::Steered => "an operator: to the standby, and back",
         }
     }
 
@@ -125,6 +129,7 @@ pub(crate) async fn play(world: &mut World, load: &Load, fault: Fault) -> Result
             world.cut(Link::Redis(CUT_OFF), true)?;
             world.kill_primary(REPLICAS);
         }
+        Fault::Steered => world.steer("standby").await?,
         Fault::HolderKilled => {
             let holder = world.holder().await?;
             moments.killed = Some(holder);
@@ -155,9 +160,13 @@ pub(crate) async fn play(world: &mut World, load: &Load, fault: Fault) -> Result
         Fault::Half => world.start_primary(REPLICAS / 2)?,
         Fault::Partition => world.cut(Link::Primary, false)?,
         Fault::CutOff => world.cut(Link::Redis(CUT_OFF), false)?,
+        Fault::Steered => world.steer("primary").await?,
         _ => world.start_primary(REPLICAS)?,
     }
     follow(world, "primary", &[]).await?;
+    if fault == Fault::Steered {
+        world.steer("auto").await?;
+    }
     sleep(CALM).await;
     Ok(moments)
 }

@@ -134,6 +134,12 @@ impl World {
         all
     }
 
+    /// Says to the last instance where the writes are to go.
+    pub(crate) async fn steer(&self, to: &str) -> Result<(), String> {
+        let instance = self.instances.iter().flatten().last().ok_or("no instance runs")?;
+        instance.steer(to).await
+    }
+
     /// The instance that decides.
     pub(crate) async fn holder(&self) -> Result<usize, String> {
         let standings = self.standings().await;
