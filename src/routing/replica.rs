@@ -220,6 +220,11 @@ impl Replica {
         self.health.lock().1.since()
     }
 
+    /// What was begun at `began` has waited for long.
+    pub(super) fn keeps_waiting(&self, began: Instant) {
+        self.health.lock().1.waits(began);
+    }
+
     /// Takes what was learnt of something that was begun at `began` into account. True when the replica went out or came
     /// back by it.
     pub(super) fn learn(&self, event: Event, began: Instant, now: Instant) -> bool {

@@ -372,10 +372,11 @@ where
 }
 
 /// Has `replica` probed once it had its chance to answer: half the time to `deadline`, if that is less than
-/// [`FAIR_CHANCE`].
+/// [`FAIR_CHANCE`], and has it noted since when it has not.
 async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>) -> Infallible {
     let half = deadline.map(|end| end.saturating_duration_since(started) / 2);
     sleep(half.map_or(FAIR_CHANCE, |half| half.min(FAIR_CHANCE))).await;
+    replica.keeps_waiting(started);
     replica.probe_soon.notify_one();
     pending().await
 }

@@ -23,6 +23,7 @@ mod endurance;
 mod explain;
 mod failover;
 mod failover_control;
+mod failover_drill;
 mod fields;
 mod guard;
 mod guard_peers;

@@ -147,6 +147,9 @@ impl Instance {
             (active, Writes::Open { hold })
         } else if self.own.due(active, mode, now).is_some() {
             (active.other(), Writes::Refused(UNCONFIRMED))
+        } else if self.own.last().is_some_and(|sight| is_gone(sight, active)) {
+            // Nobody there would take it; to try would only be held against replicas that are known to be gone.
+            (active, Writes::Refused(UNCONFIRMED))
         } else {
             (active, Writes::Open { hold: false })
         };
@@ -192,6 +195,11 @@ impl Instance {
         let agreed = self.agreed.last().filter(|_| self.is_confirmed(now));
         [agreed, self.own.last()]
     }
+}
+
+/// Whether nothing is left of `cluster`, and something of the other.
+fn is_gone(sight: Sight, cluster: Cluster) -> bool {
+    sight.of(cluster) <= 0.0 && sight.of(cluster.other()) > 0.0
 }
 
 const UNCONFIRMED: &str = "the cluster that had the writes is not healthy, and it cannot be confirmed that another has \

@@ -82,11 +82,11 @@ impl Redis {
     }
 
     fn run(&self, script: &'static str, keys: usize, arguments: Vec<String>) -> Reply<Value> {
-        let (client, keys) = (self.link.client(), self.keys[..keys].to_vec());
+        let (link, keys) = (self.link.clone(), self.keys[..keys].to_vec());
         Box::pin(async move {
-            let client = client.ok_or("there is no connection")?;
-            let reply = client.eval::<Value, _, _, _>(script, keys, arguments).await;
-            reply.map_err(|error| error.to_string())
+            let client = link.client().ok_or("there is no connection")?;
+            let reply = link.reply(client.eval::<Value, _, _, _>(script, keys, arguments));
+            reply.await.map_err(|error| error.to_string())
         })
     }
 }

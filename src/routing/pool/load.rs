@@ -30,7 +30,8 @@ pub(in crate::routing) struct LaneLoad {
 }
 
 impl Pool {
-    /// What is healthy of each cluster, by slots, and since when that is less than `enough`, if it is.
+    /// What is healthy of each cluster, by slots, and since when that is less than `enough`, if it is. A replica whose
+    /// breaker would let a trial in counts as healthy: a cluster that nobody asks has none that could close it.
     pub(in crate::routing) fn sight(&self, enough: f64) -> (Sight, [Option<Instant>; 2]) {
         let now = self.now();
         let look = |cluster| {
@@ -39,7 +40,7 @@ impl Pool {
                 if replica.cluster == cluster && !replica.is_leaving() {
                     let slots = replica.slots();
                     all += slots;
-                    if !replica.is_healthy() || !replica.door.is_closed() {
+                    if !replica.is_healthy() || replica.door.is_open(now) {
                         out.push((replica.silent_since().unwrap_or(now), slots));
                     }
                 }

@@ -137,6 +137,26 @@ async fn reads_go_to_the_other_cluster_at_once_and_writes_wait_until_it_has_them
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_breaker_that_opened_does_not_keep_the_primary_out_for_ever_though_nobody_asks_it_meanwhile() {
+    let rig = rig_with(|config| config.circuit_breaker.enabled = true);
+    rig.fake.mood(0, Mood::Says(503));
+    for _ in 0..20 {
+        rig.send("/", &[1], None).await.unwrap();
+    }
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(active(&rig), (2, Cluster::Standby));
+    rig.fake.mood(0, QUICK);
+    // Its sleep of 30 s, and then the time for which it has to be well.
+    sleep(Duration::from_secs(80)).await;
+    assert_eq!(active(&rig), (2, Cluster::Standby));
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(active(&rig), (3, Cluster::Primary));
+    for _ in 0..3 {
+        assert_eq!(write(&rig).await, Some(0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_finds_nobody_waits_even_before_it_is_known_that_its_cluster_is_gone() {
     let rig = rig();
     write(&rig).await;

@@ -104,6 +104,24 @@ fn an_instance_that_hears_nothing_serves_reads_by_its_own_sight_and_sends_writes
 }
 
 #[test]
+fn an_instance_that_hears_nothing_tries_no_write_where_nobody_is_left() {
+    let mut world = World::new(false);
+    let steps = [
+        Step::Wait(2_000),
+        Step::ToRedis(0, Network::Down),
+        Step::Wait(4_000),
+        Step::Healthy(Cluster::Primary, 1),
+        Step::Wait(500),
+    ];
+    world.play_only(&steps).expect("all promises hold");
+    assert_eq!(world.writes(0), Some(Cluster::Primary));
+    world
+        .play_only(&[Step::Healthy(Cluster::Primary, 0), Step::Wait(500)])
+        .expect("all promises hold");
+    assert_eq!((world.writes(0), world.reads(0)), (None, Cluster::Primary));
+}
+
+#[test]
 fn a_cluster_that_one_instance_alone_cannot_reach_keeps_the_writes() {
     let mut world = World::new(false);
     let steps = [
