@@ -25,6 +25,7 @@ mod failover;
 mod failover_control;
 mod failover_drill;
 mod fields;
+mod grpc;
 mod guard;
 mod guard_peers;
 mod guard_postgres;

@@ -121,6 +121,21 @@ async fn a_body_that_stalls_gets_408() {
     assert_eq!((now() - start).as_secs(), 10);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_grpc_client_may_say_nothing_for_as_long_as_it_likes() {
+    let mut client = Rig::new().connect().h2().await;
+    let request = Request::post("http://h/echo")
+        .header("content-type", "application/grpc")
+        .body(streaming(stream::pending()))
+        .unwrap();
+    let hour = Duration::from_secs(3600);
+    assert!(
+        tokio::time::timeout(hour, client.send_request(request))
+            .await
+            .is_err()
+    );
+}
+
 /// A frame (RFC 9113 section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();

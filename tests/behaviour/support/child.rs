@@ -35,7 +35,12 @@ impl Drop for Served {
 }
 
 /// Starts `serve` with this configuration; its log is JSON.
-pub async fn serve(mut config: Config, access: AccessLog) -> Served {
+pub async fn serve(config: Config, access: AccessLog) -> Served {
+    serve_with(config, access, &[]).await
+}
+
+/// The same with this environment.
+pub async fn serve_with(mut config: Config, access: AccessLog, environment: &[(&str, &str)]) -> Served {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     config.log.format = LogFormat::Json;
     config.log.access = access;
@@ -51,6 +56,7 @@ pub async fn serve(mut config: Config, access: AccessLog) -> Served {
         .arg("--config")
         .arg(&file)
         .env_clear()
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

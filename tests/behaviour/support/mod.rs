@@ -9,6 +9,7 @@ pub mod dns;
 pub mod edge;
 pub mod faulty;
 pub mod fleet;
+pub mod grpc;
 pub mod http2;
 pub mod known;
 pub mod metrics;
