@@ -140,6 +140,7 @@ impl Path {
             },
             upstream: UpstreamId(0),
             class: RouteClass::Passthrough,
+            template: "*",
             lane: Lane::Short,
             principal: None,
             works: Works::default(),

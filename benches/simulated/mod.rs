@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use dify_edge::config::upstreams::BalancePolicy;
 use dify_edge::routing::balance::{self, Balance, Candidate};
-use dify_edge::routing::health::ewma::Usual;
+use dify_edge::routing::health::ewma::{Route, Usual};
 use dify_edge::routing::health::score::Parts;
 use dify_edge::routing::health::signals::Signals;
 use dify_edge::types::outcome::RouteClass;
@@ -322,7 +322,7 @@ impl World<'_> {
                 } else {
                     RouteClass::Generation
                 };
-                let ratio = self.usual.ratio(class, time);
+                let ratio = self.usual.ratio(Route { class, template: "*" }, time);
                 self.replicas[replica].signals.answered(ratio, now);
                 if short {
                     self.replicas[replica].in_flight -= 1;

@@ -1,4 +1,4 @@
-//! Reads the JSON body of a write: bounded in length and time.
+//! Reads the JSON body of a write, an object: bounded in length and time.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
 
 use super::answer::Refusal;
 
@@ -46,6 +47,25 @@ where
         )
     };
     tokio::time::timeout(TIME, collect(body)).await.map_err(late)?
+}
+
+/// The object that a body is.
+///
+/// # Errors
+/// A sentence that begins with the key that it is about, if it is about one.
+pub(super) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    // Serde would take a list for a struct, by the order of its fields.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err("an object is expected, not a list".into());
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let object =
+        serde_path_to_error::deserialize(&mut json).map_err(|error| match error.path().iter().next() {
+            Some(serde_path_to_error::Segment::Map { key }) => format!("{key}: {}", error.inner()),
+            _ => error.into_inner().to_string(),
+        })?;
+    json.end().map_err(|error| error.to_string())?;
+    Ok(object)
 }
 
 async fn collect<B>(mut body: B) -> Result<Vec<u8>, Refusal>

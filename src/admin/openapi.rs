@@ -21,14 +21,19 @@ mod tests {
     use std::collections::BTreeSet;
 
     use serde::Serialize;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::admin::cache::PurgeAnswer;
+    use crate::admin::failover::SteerAnswer;
     use crate::admin::routes::ROUTES;
     use crate::cache::control::{CacheStats, EntryStatus, SharedStats};
     use crate::config::upstreams::BalancePolicy;
-    use crate::routing::control::{BreakerState, FirstByte, LastError, Parts, ReplicaStatus, UpstreamStatus};
+    use crate::routing::control::{
+        BreakerState, Cause, FailoverStatus, FirstByte, LastError, LastShift, Mode, Parts, ReplicaStatus,
+        Sight, Steered, UpstreamStatus,
+    };
+    use crate::types::cluster::{Cluster, Epoch};
 
     fn document() -> Value {
         serde_json::from_str(&text()).unwrap()
@@ -54,7 +59,7 @@ mod tests {
         assert_eq!(described, served.collect());
         for route in ROUTES.iter().filter(|route| route.writes) {
             let security = &document["paths"][route.path]["post"]["security"];
-            assert_eq!(security, &serde_json::json!([{ "token": [] }]), "{}", route.path);
+            assert_eq!(security, &json!([{ "token": [] }]), "{}", route.path);
         }
     }
 
@@ -94,6 +99,19 @@ mod tests {
     }
 
     #[test]
+    fn words_that_are_described_are_those_that_are_said() {
+        let document = document();
+        let schemas = &document["components"]["schemas"];
+        assert_eq!(schemas["Cluster"]["enum"], json!(Cluster::ALL));
+        let modes = [Mode::Auto, Mode::Primary, Mode::Standby];
+        assert_eq!(schemas["Mode"]["enum"], json!(modes));
+        assert_eq!(
+            schemas["LastShift"]["properties"]["cause"]["enum"],
+            json!(Cause::ALL)
+        );
+    }
+
+    #[test]
     fn schemas_have_the_fields_of_the_types() {
         agrees(
             "PurgeAnswer",
@@ -113,6 +131,55 @@ mod tests {
                 load_variance_threshold: 0.0,
                 failover: None,
                 replicas: Vec::new(),
+            },
+        );
+        agrees(
+            "FailoverStatus",
+            FailoverStatus {
+                epoch: None,
+                active: Cluster::Primary,
+                mode: Mode::Auto,
+                writes: true,
+                instance: String::new(),
+                holder: None,
+                holds_lease: false,
+                confirmed_ms_ago: None,
+                trouble: None,
+                healthy: None,
+                healthy_here: None,
+                owners: 0,
+                last_shift: None,
+            },
+        );
+        let sight = Sight {
+            primary: 1.0,
+            standby: 0.0,
+        };
+        agrees("Sight", sight);
+        agrees(
+            "LastShift",
+            LastShift {
+                cause: Cause::Start,
+                by: String::new(),
+                at_ms: 0,
+                seconds_ago: 0,
+            },
+        );
+        agrees(
+            "Steered",
+            Steered {
+                upstream: String::new(),
+                epoch: Epoch::FIRST,
+                before: Cluster::Primary,
+                active: Cluster::Primary,
+                mode: Mode::Auto,
+                healthy: None,
+            },
+        );
+        agrees(
+            "SteerAnswer",
+            SteerAnswer {
+                upstreams: Vec::new(),
             },
         );
         agrees(

@@ -36,6 +36,7 @@ pub(super) fn ready(parts: &AdminParts) -> Answer {
 
 pub(super) fn metrics(parts: &AdminParts) -> Answer {
     parts.cache.refresh_gauges();
+    parts.routing.refresh_gauges();
     if let Some(guard) = &parts.guard {
         guard.refresh_gauges();
     }

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::body;
 use crate::cache::control::Selection;
 use crate::types::ids::{Principal, Tag, TagKind, from_hex};
 
@@ -34,17 +35,7 @@ pub(super) struct Purge {
 /// # Errors
 /// A sentence that begins with the key that it is about.
 pub(super) fn parse(body: &[u8], templates: &[&'static str]) -> Result<Purge, String> {
-    // Serde would take a list for a struct, by the order of its fields.
-    if body.trim_ascii_start().first() == Some(&b'[') {
-        return Err("an object is expected, not a list".into());
-    }
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let request: PurgeRequest =
-        serde_path_to_error::deserialize(&mut json).map_err(|error| match error.path().iter().next() {
-            Some(serde_path_to_error::Segment::Map { key }) => format!("{key}: {}", error.inner()),
-            _ => error.into_inner().to_string(),
-        })?;
-    json.end().map_err(|error| error.to_string())?;
+    let request: PurgeRequest = body::object(body)?;
     let given = [
         ("key", request.key.is_some()),
         ("tag", request.tag.is_some()),

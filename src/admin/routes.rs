@@ -7,7 +7,7 @@ use http_body::Body;
 
 use super::answer::{self, Answer, Refusal};
 use super::server::AdminParts;
-use super::{cache, openapi, probes};
+use super::{cache, failover, openapi, probes};
 
 /// One page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,7 @@ enum Page {
     Stats,
     Entry,
     Purge,
+    Failover,
     OpenApi,
 }
 
@@ -56,7 +57,11 @@ pub(super) const ROUTES: &[Route] = &[
         Page::Config,
         "the effective configuration, without secrets",
     ),
-    reads("/upstreams", Page::Upstreams, "replicas, their health and load"),
+    reads(
+        "/upstreams",
+        Page::Upstreams,
+        "replicas, their health and load, and which cluster has the writes",
+    ),
     reads("/cache/stats", Page::Stats, "the cache in numbers"),
     reads(
         "/cache/entry",
@@ -68,6 +73,12 @@ pub(super) const ROUTES: &[Route] = &[
         writes: true,
         says: "ends stored answers by key, tag, route, principal or all; needs the token",
         page: Page::Purge,
+    },
+    Route {
+        path: "/failover",
+        writes: true,
+        says: "has the writes of upstreams go to standby or primary, or (auto) where health says; needs the token",
+        page: Page::Failover,
     },
     reads("/openapi.json", Page::OpenApi, "all of this in detail"),
 ];
@@ -112,6 +123,7 @@ where
         Page::Stats => Ok(cache::stats(parts)),
         Page::Entry => cache::entry(parts, request.uri().query()).await,
         Page::Purge => cache::purge(parts, request).await,
+        Page::Failover => failover::steer(parts, request).await,
         Page::OpenApi => Ok(openapi::page()),
     }
 }

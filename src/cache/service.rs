@@ -489,6 +489,7 @@ where
             client: request.client,
             upstream: request.decision.upstream,
             class: request.decision.class,
+            template: request.decision.template,
             lane: request.decision.lane,
             principal: request.decision.principal,
             works: request.decision.works,

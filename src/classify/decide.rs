@@ -18,7 +18,7 @@ use super::body_limit::declared_length;
 use super::row::{Limit, Methods, Row, TagRule, Who};
 use super::templates::{Lookup, Templates};
 use super::upstreams::{Target, Upstreams};
-use super::{asks, dify_routes, principal, user};
+use super::{asks, dify_routes, principal, user, works};
 
 /// The template of what the table does not know.
 pub(super) const UNKNOWN: &str = "*";
@@ -67,6 +67,9 @@ impl Classifier {
                 let mut decision = known(target, row, id, path, query, method, headers);
                 if self.guarded {
                     decision.asks = row.asks.of(path, headers);
+                }
+                if target.has_standby {
+                    decision.works = works::of(row, method, path, query);
                 }
                 decision
             }

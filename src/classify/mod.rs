@@ -3,7 +3,7 @@
 //! wire → **classify** → cache. From method, raw path, query and fields it finds the route of dify-api (the
 //! table in `dify_routes`), whose answer it is (`principal`), what the answer depends on and what the request
 //! changes (tags), and which limits hold. [`Classifier::decide`] is pure; [`Classify`] puts it before the next
-//! stage, refuses bodies that are too long and looks for the `user` in the small bodies of writes.
+//! stage, refuses bodies that are too long and looks for the `user`, or the conversation, in the small bodies of writes.
 
 mod asks;
 mod body_limit;
@@ -20,6 +20,7 @@ mod templates;
 mod tests;
 mod upstreams;
 mod user;
+mod works;
 
 pub use decide::Classifier;
 pub use preview::{NamedTag, Reasons};

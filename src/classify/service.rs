@@ -1,7 +1,7 @@
 //! The stage as a tower middleware: [`Classify`] decides, limits the body and calls the next stage.
 //!
 //! Nothing is boxed on the common path. Only a write whose small JSON body says whose conversations it
-//! changes waits for that body first.
+//! changes, or which one it goes on with, waits for that body first.
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -99,8 +99,7 @@ where
             Ok(classified) => classified,
             Err(failure) => return ClassifyFuture::failed(failure),
         };
-        let peek = decision
-            .wants_user
+        let peek = (decision.wants_user || decision.works.in_body)
             .then(|| body_peek::length(&request.parts.headers, &request.body));
         let Some(length) = peek.flatten() else {
             return ClassifyFuture::inner(self.inner.call(request.with(decision)));
@@ -114,8 +113,11 @@ where
                 failure.outcome = failure.outcome.or(Some(decision.outcome()));
                 failure
             })?;
-            if let Some(user) = user::in_json(&body) {
+            if let Some(user) = decision.wants_user.then(|| user::in_json(&body)).flatten() {
                 decision.narrow_to(&user);
+            }
+            if decision.works.in_body {
+                decision.works.goes_on_with(user::conversation_in_json(&body));
             }
             let body = Body::from(body);
             inner

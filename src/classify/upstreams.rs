@@ -16,6 +16,8 @@ pub(super) struct Target {
     pub(super) id: UpstreamId,
     /// Whether it is dify-api, so that the route table holds.
     pub(super) is_dify: bool,
+    /// Whether it has, or may find, a second cluster.
+    pub(super) has_standby: bool,
     short: Timeouts,
     write: Timeouts,
     idle: Timeouts,
@@ -30,6 +32,7 @@ impl Target {
         Self {
             id: UpstreamId(id),
             is_dify,
+            has_standby: config.may_have_standby(),
             short: total(config.timeouts.total.0),
             write: total(config.timeouts.write.0),
             idle: Timeouts {

@@ -6,14 +6,20 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// The `user` of a query as werkzeug decodes it. `None` when there is none, more than one, or one that is
 /// not UTF-8.
 pub(crate) fn in_query(query: &str) -> Option<Cow<'_, str>> {
+    named_in_query(query, "user")
+}
+
+/// The same of another parameter.
+pub(super) fn named_in_query<'q>(query: &'q str, wanted: &str) -> Option<Cow<'q, str>> {
     let mut found = None;
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if decode(name).as_deref() == Some("user") && found.replace(value).is_some() {
+        if decode(name).as_deref() == Some(wanted) && found.replace(value).is_some() {
             return None;
         }
     }
@@ -27,11 +33,28 @@ pub(crate) fn in_json(body: &[u8]) -> Option<String> {
     struct Named {
         user: String,
     }
+    read_json(body)
+        .map(|Named { user }| user)
+        .filter(|user| !user.is_empty())
+}
+
+/// The `conversation_id` of a JSON object, under the same conditions.
+pub(super) fn conversation_in_json(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        conversation_id: String,
+    }
+    read_json(body)
+        .map(|Named { conversation_id }| conversation_id)
+        .filter(|id| !id.is_empty())
+}
+
+fn read_json<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    // Serde would take a list for a struct, by the order of its fields.
     if !body.trim_ascii_start().starts_with(b"{") {
         return None;
     }
-    let named: Named = serde_json::from_slice(body).ok()?;
-    Some(named.user).filter(|user| !user.is_empty())
+    serde_json::from_slice(body).ok()
 }
 
 /// Undoes `application/x-www-form-urlencoded` for one name or value; a `%` that begins no escape stays.

@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::{FAILED, INVALID};
+use crate::admin::token_in;
 use crate::config::{AdminConfig, Token};
 
 /// For connecting, and for each read and write.
@@ -17,6 +19,9 @@ const LONG_PATIENCE: Duration = Duration::from_secs(30);
 const LONGEST: u64 = 1 << 20;
 /// Where the address may stand, too.
 const VARIABLE: &str = "DIFY_EDGE__ADMIN__ADDRESS";
+
+/// Where the token may stand, too.
+const TOKEN_VARIABLE: &str = "DIFY_EDGE_ADMIN_TOKEN";
 
 /// Which proxy is asked; the same for every command that needs no configuration.
 #[derive(Debug, Args)]
@@ -39,6 +44,40 @@ impl AdminArgs {
             }
             _ => Ok(AdminConfig::default().address),
         }
+    }
+}
+
+/// The token; the same for every command that changes something.
+#[derive(Debug, Args)]
+pub(super) struct TokenArgs {
+    /// The administrative token. Whoever lists the processes of this machine sees it, unlike that of --token-file or
+    /// of the environment, DIFY_EDGE_ADMIN_TOKEN.
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// A file that holds the token.
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+}
+
+impl TokenArgs {
+    /// The token, from where it was given first: the command line, the environment.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or what was given is no usable token: a sentence that begins with where that was.
+    pub(super) fn token(&self) -> Result<Option<Token>, String> {
+        if let Some(file) = &self.token_file {
+            return token_in(file)
+                .map(Some)
+                .map_err(|why| format!("--token-file: {why}"));
+        }
+        let (token, from) = match (&self.token, std::env::var(TOKEN_VARIABLE)) {
+            (Some(text), _) => (Token(text.clone()), "--token"),
+            (None, Ok(text)) if !text.is_empty() => (Token(text), TOKEN_VARIABLE),
+            _ => return Ok(None),
+        };
+        token
+            .problem()
+            .map_or(Ok(Some(token)), |problem| Err(format!("{from}: {problem}")))
     }
 }
 

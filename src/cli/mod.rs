@@ -8,6 +8,7 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod explain;
+pub mod failover;
 mod grid;
 pub mod health;
 pub mod purge;
@@ -68,8 +69,12 @@ enum Command {
     Purge(purge::PurgeArgs),
     /// Show the cache of a running proxy in numbers.
     Stats(stats::StatsArgs),
-    /// Show the upstreams of a running proxy: each replica's score, breaker, load, times and last error.
+    /// Show the upstreams of a running proxy: each replica's score, breaker, load, times and last error, and
+    /// which cluster has the writes.
     Upstreams(upstreams::UpstreamsArgs),
+    /// Have the writes of an upstream go to its standby or its primary cluster, or leave that to health again.
+    #[command(after_help = EXIT_CODES)]
+    Failover(failover::FailoverArgs),
     /// Show what it does: replayed exchanges with a real dify-api, straight and through the proxy, in a table.
     Demo(demo::DemoArgs),
     /// Write a completion script for a shell to standard output.
@@ -94,6 +99,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Purge(args) => purge::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Upstreams(args) => upstreams::run(&args),
+        Command::Failover(args) => failover::run(&args),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::Completions(args) => completions::run(&args),
     }

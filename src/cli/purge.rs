@@ -1,21 +1,15 @@
 //! `purge`: ends stored answers of a running proxy, over its administrative listener.
 //!
 //! What may be selected, and whether it exists, is for the listener to say (`admin::purge`); here are the words of the
-//! command line for it, the token, and one sentence of what came of it.
+//! command line for it, and one sentence of what came of it.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::ask::{self, AdminArgs, NoContent};
+use super::ask::{self, AdminArgs, NoContent, TokenArgs};
 use super::{FAILED, INVALID, OK, fail, try_print};
-use crate::admin::token_in;
-use crate::config::Token;
-
-/// Where the token may stand, too.
-const VARIABLE: &str = "DIFY_EDGE_ADMIN_TOKEN";
 
 /// Arguments of `purge`.
 #[derive(Debug, Args)]
@@ -27,13 +21,8 @@ pub struct PurgeArgs {
     soft: bool,
     #[command(flatten)]
     admin: AdminArgs,
-    /// The administrative token. Whoever lists the processes of this machine sees it, unlike that of --token-file or
-    /// of the environment, DIFY_EDGE_ADMIN_TOKEN.
-    #[arg(long, value_name = "TOKEN")]
-    token: Option<String>,
-    /// A file that holds the token.
-    #[arg(long, value_name = "FILE", conflicts_with = "token")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: TokenArgs,
     /// Write the answer of the listener as it is, JSON.
     #[arg(long)]
     json: bool,
@@ -90,7 +79,7 @@ pub fn run(args: &PurgeArgs) -> ExitCode {
 fn purge(args: &PurgeArgs) -> Result<Vec<u8>, NoContent> {
     let invalid = |why| (INVALID, why);
     let address = args.admin.address().map_err(invalid)?;
-    let token = token(args).map_err(invalid)?;
+    let token = args.token.token().map_err(invalid)?;
     let (name, value) = args.selected.member();
     let request = json!({ name: value, "soft": args.soft }).to_string();
     let answer = ask::post(address, "/cache/purge", token.as_ref(), &request);
@@ -106,23 +95,6 @@ fn purge(args: &PurgeArgs) -> Result<Vec<u8>, NoContent> {
                 format!("{address}: what it says of the purge is not understood"),
             )
         })
-}
-
-/// The token, from where it was given first: the command line, the environment.
-fn token(args: &PurgeArgs) -> Result<Option<Token>, String> {
-    if let Some(file) = &args.token_file {
-        return token_in(file)
-            .map(Some)
-            .map_err(|why| format!("--token-file: {why}"));
-    }
-    let (token, from) = match (&args.token, std::env::var(VARIABLE)) {
-        (Some(text), _) => (Token(text.clone()), "--token"),
-        (None, Ok(text)) if !text.is_empty() => (Token(text), VARIABLE),
-        _ => return Ok(None),
-    };
-    token
-        .problem()
-        .map_or(Ok(Some(token)), |problem| Err(format!("{from}: {problem}")))
 }
 
 /// What came of it, from the listener's answer.

@@ -15,6 +15,10 @@ pub struct FailoverConfig {
     /// With Redis: for how long one instance decides for all without renewing that, and an instance goes by what it
     /// heard last. Default 3s.
     pub lease_ttl: Span,
+    /// Whether both clusters work on one database. Then what is there (conversations, runs, batches of documents) can be
+    /// gone on with in the other cluster when its own is gone; a task that runs in a cluster is stopped there or nowhere.
+    /// Default false: whatever was begun in a cluster that is gone is answered with 503.
+    pub shared_database: bool,
 }
 
 impl Default for FailoverConfig {
@@ -23,6 +27,7 @@ impl Default for FailoverConfig {
             min_healthy: Ratio(0.5),
             after: Span::secs(5),
             lease_ttl: Span::secs(3),
+            shared_database: false,
         }
     }
 }

@@ -28,8 +28,9 @@ pub struct UpstreamConfig {
     /// HTTP/2 over TLS, for `https://` URLs. gRPC needs one of the last two. Default `http1`.
     pub protocol: UpstreamProtocol,
     /// Requests that one replica serves at once, of which `connections.pool_share` are used; further ones wait here, not
-    /// there. A number, or `auto`: then it is found by how the time to the first byte grows, beginning with 10. Never
-    /// more than `connections.limit`. Default for what serves dify-api's routes: 10, which is what a stock dify-api
+    /// there. A number, or `auto`: then it is found by how the time to the first byte grows, beginning with 10; to know
+    /// how long answers take without a queue, half of it is used for a second every three minutes. Never more than
+    /// `connections.limit`. Default for what serves dify-api's routes: 10, which is what a stock dify-api
     /// container has (one worker of ten connections); otherwise as many as connections. With `h2c` and `h2`, where a
     /// connection carries 100 requests, 1250 whatever it serves, and never more than the connections carry.
     pub capacity: Option<Capacity>,
@@ -265,7 +266,8 @@ impl From<LanesAsTyped> for LanesConfig {
 /// One sort of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LaneConfig {
-    /// When several lanes wait, the one that has the least of its share is served first.
+    /// When several lanes wait, the one that has the least of its share is served first. Half of the share of `short` the
+    /// other lanes leave it together, whether it is wanted or not.
     pub share: Ratio,
     /// The most that it has of a replica, at least one request.
     pub limit: Ratio,

@@ -1,124 +1,28 @@
 //! Finds ids in Dify's answers while they pass: the text behind certain names, wherever these are.
 //!
-//! Not a parser: nesting does not matter, for an id that is learnt in vain costs no more than one that is not. Works on
-//! JSON and on events that carry JSON, in pieces of any size, and remembers a few dozen bytes between them.
-
-use memchr::memchr;
+//! That nesting does not matter does no harm: an id that is learnt in vain costs no more than one that is not.
 
 use crate::types::known::{IdKind, KnownId};
 use crate::types::request::Learn;
+use crate::types::scan::Scanner;
 
-/// The longest name or value that is looked at.
-const LONGEST: usize = 64;
-
-/// See the module.
-#[derive(Debug)]
-pub(super) struct Scanner {
-    state: State,
-    /// The text that has begun, as far as it may matter.
-    text: Vec<u8>,
-    /// Whether the text has something in it that is not to be taken as it stands.
-    spoilt: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Outside,
-    /// In a text; with the place of its name.
-    Text(Option<usize>),
-    /// Behind a backslash in it.
-    Escape(Option<usize>),
-    /// Behind a text that is a name if a colon follows; with its place.
-    Name(usize),
-    /// Behind that colon.
-    Colon(usize),
-}
-
-impl Scanner {
-    pub(super) fn new() -> Self {
-        Self {
-            state: State::Outside,
-            text: Vec::with_capacity(LONGEST),
-            spoilt: false,
-        }
-    }
-
-    /// Goes on with `bytes`; tells `found` of every id that ends in them.
-    pub(super) fn scan(
-        &mut self,
-        mut bytes: &[u8],
-        learns: &[Learn],
-        mut found: impl FnMut(IdKind, KnownId),
-    ) {
-        loop {
-            if self.state == State::Outside {
-                let Some(at) = memchr(b'"', bytes) else { return };
-                bytes = &bytes[at..];
+/// Goes on with `bytes` of an answer; tells `found` of every id that ends in them.
+pub(super) fn scan(
+    scanner: &mut Scanner,
+    bytes: &[u8],
+    learns: &[Learn],
+    mut found: impl FnMut(IdKind, KnownId),
+) {
+    let place = |name: &[u8]| learns.iter().position(|learn| name_of(learn).as_bytes() == name);
+    scanner.scan(bytes, place, |place, text| {
+        // One name may stand for things of several kinds, at several places.
+        let name = name_of(&learns[place]);
+        for learn in learns[place..].iter().filter(|learn| name_of(learn) == name) {
+            if let Some(id) = KnownId::of_kind(learn.kind, text) {
+                found(learn.kind, id);
             }
-            let Some((byte, rest)) = bytes.split_first() else {
-                return;
-            };
-            bytes = rest;
-            self.state = match (self.state, *byte) {
-                (State::Outside, _) => self.begin(None),
-                (State::Text(of), b'\\') => State::Escape(of),
-                (State::Text(None), b'"') => match self.name(learns) {
-                    Some(place) => State::Name(place),
-                    None => State::Outside,
-                },
-                (State::Text(Some(place)), b'"') => {
-                    // One name may stand for things of several kinds, at several places.
-                    let name = name_of(&learns[place]);
-                    for learn in learns[place..].iter().filter(|learn| name_of(learn) == name) {
-                        if let Some(id) = self.id(learn.kind) {
-                            found(learn.kind, id);
-                        }
-                    }
-                    State::Outside
-                }
-                (State::Text(of), byte) => {
-                    self.keep(byte);
-                    State::Text(of)
-                }
-                (State::Escape(of), _) => {
-                    self.spoilt = true;
-                    State::Text(of)
-                }
-                (state @ (State::Name(_) | State::Colon(_)), b' ' | b'\t' | b'\r' | b'\n') => state,
-                (State::Name(place), b':') => State::Colon(place),
-                (State::Colon(place), b'"') => self.begin(Some(place)),
-                // What seemed to be a name was a value: this begins the next text.
-                (State::Name(_), b'"') => self.begin(None),
-                (State::Name(_) | State::Colon(_), _) => State::Outside,
-            };
         }
-    }
-
-    fn begin(&mut self, of: Option<usize>) -> State {
-        self.text.clear();
-        self.spoilt = false;
-        State::Text(of)
-    }
-
-    fn keep(&mut self, byte: u8) {
-        if self.text.len() < LONGEST {
-            self.text.push(byte);
-        } else {
-            self.spoilt = true;
-        }
-    }
-
-    fn name(&self, learns: &[Learn]) -> Option<usize> {
-        let named = |learn: &Learn| name_of(learn).as_bytes() == self.text;
-        learns.iter().position(named).filter(|_| !self.spoilt)
-    }
-
-    fn id(&self, kind: IdKind) -> Option<KnownId> {
-        if self.spoilt || self.text.is_empty() {
-            return None;
-        }
-        KnownId::of_kind(kind, &self.text)
-    }
+    });
 }
 
 /// What stands before the text: the end of the pointer.
@@ -130,6 +34,8 @@ fn name_of(learn: &Learn) -> &'static str {
 /// cuts are makes no difference to what is found.
 #[cfg(any(test, fuzzing))]
 pub(super) fn read_anything(bytes: &[u8]) {
+    use crate::types::scan::LONGEST;
+
     const LEARNS: &[Learn] = &[
         Learn {
             pointer: "/data/*/id",
@@ -149,18 +55,20 @@ pub(super) fn read_anything(bytes: &[u8]) {
     };
     let (lengths, mut text) = rest.split_at(usize::from(*cuts % 16).min(rest.len()));
     let mut whole = Vec::new();
-    Scanner::new().scan(text, LEARNS, |kind, id| whole.push((kind, id)));
-    let (mut scanner, mut found) = (Scanner::new(), Vec::new());
-    let mut scan = |piece: &[u8]| {
-        scanner.scan(piece, LEARNS, |kind, id| found.push((kind, id)));
-        assert!(scanner.text.len() <= LONGEST);
+    scan(&mut Scanner::default(), text, LEARNS, |kind, id| {
+        whole.push((kind, id))
+    });
+    let (mut scanner, mut found) = (Scanner::default(), Vec::new());
+    let mut go_on = |piece: &[u8]| {
+        scan(&mut scanner, piece, LEARNS, |kind, id| found.push((kind, id)));
+        assert!(scanner.remembers() <= LONGEST);
     };
     for length in lengths {
         let (piece, rest) = text.split_at(usize::from(*length).min(text.len()));
-        scan(piece);
+        go_on(piece);
         text = rest;
     }
-    scan(text);
+    go_on(text);
     assert_eq!(found, whole);
 }
 
@@ -185,9 +93,9 @@ mod tests {
     const ID: &str = "5f0e7a3c-0000-4000-8000-00000000000a";
 
     fn scan(pieces: &[&[u8]]) -> Vec<(IdKind, KnownId)> {
-        let (mut scanner, mut found) = (Scanner::new(), Vec::new());
+        let (mut scanner, mut found) = (Scanner::default(), Vec::new());
         for piece in pieces {
-            scanner.scan(piece, LEARNS, |kind, id| found.push((kind, id)));
+            super::scan(&mut scanner, piece, LEARNS, |kind, id| found.push((kind, id)));
         }
         found
     }

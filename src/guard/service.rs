@@ -14,10 +14,11 @@ use tower::{Layer, Service, ServiceExt as _};
 
 use super::control::GuardControl;
 use super::known_ids::peers::Peers;
-use super::scan::Scanner;
+use super::scan::scan;
 use super::verdict::{Sent, Shared, Verdict, is_fresh};
 use crate::config::GuardMode;
 use crate::types::request::{ClassifiedRequest, Learn};
+use crate::types::scan::Scanner;
 use crate::types::{Body, Failure, FailureKind};
 
 /// Puts a [`Guard`] before a service that knows answers.
@@ -192,7 +193,7 @@ where
     } else {
         let learning = Learning {
             inner: Body::Empty,
-            scanner: Scanner::new(),
+            scanner: Scanner::default(),
             learns,
             creates,
             shared,
@@ -240,8 +241,9 @@ impl Learning {
 
     fn read(&mut self, bytes: &[u8]) {
         let (shared, creates) = (&self.shared, self.creates);
-        self.scanner
-            .scan(bytes, self.learns, |kind, id| shared.learn(kind, id, creates));
+        scan(&mut self.scanner, bytes, self.learns, |kind, id| {
+            shared.learn(kind, id, creates);
+        });
     }
 }
 

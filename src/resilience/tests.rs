@@ -33,6 +33,7 @@ fn fetch(method: Method, body: Body, total: Option<Duration>) -> FetchRequest {
         },
         upstream: UpstreamId(0),
         class: RouteClass::Listing,
+        template: "*",
         lane: Lane::Short,
         principal: None,
         works: Works::default(),

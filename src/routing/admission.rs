@@ -54,6 +54,12 @@ impl Door {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Whether nobody is let in, not even as a trial.
+    pub(super) fn is_open(&self, now: Instant) -> bool {
+        let (state, left) = self.state(now);
+        state == BreakerState::Open && !left.is_zero()
+    }
+
     /// Whether a request would be let in now.
     pub(super) fn admits(&self, now: Instant) -> bool {
         self.is_closed() || self.locked(|breaker| breaker.admits(now)).unwrap_or(true)
@@ -286,6 +292,8 @@ impl http_body::Body for Followed {
                 if verdict == Verdict::Failure {
                     let now = this.pass.pool.now();
                     this.pass.replica.observed.failed(failure, now);
+                    // Its head counted as an answer.
+                    this.pass.pool.failed(&this.pass.replica);
                 }
                 this.pass.end(verdict);
             }

@@ -17,7 +17,8 @@ use tower::Service;
 
 use super::balance::spread::THRESHOLD;
 pub use super::breaker::BreakerState;
-use super::failover::{Failover, FailoverStatus, Mode, SteerError};
+use super::failover::Failover;
+pub use super::failover::{Cause, FailoverStatus, LastShift, Mode, Sight, SteerError, Steered};
 pub use super::health::score::Parts;
 use super::link::Link;
 pub use super::observed::{FirstByte, LastError};
@@ -25,7 +26,7 @@ use super::pool::{self, LaneLoad, Pool};
 use super::replica::{Blueprint, Replica};
 use super::{discovery, probe, scrape, tcp_state};
 use crate::config::upstreams::{BalancePolicy, DiscoveryConfig};
-use crate::types::cluster::{Cluster, Epoch};
+use crate::types::cluster::Cluster;
 use crate::types::request::Dispatch;
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
@@ -42,6 +43,17 @@ pub struct RoutingControl {
     /// To Redis, if that is shared.
     pub(super) link: Option<Arc<Link>>,
     pub(super) clock: Clock,
+}
+
+/// An operator's wish that was not carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NotSteered {
+    /// The upstream of which it was not.
+    pub upstream: String,
+    /// Why.
+    pub error: SteerError,
+    /// What had begun before, of other upstreams.
+    pub begun: Vec<Steered>,
 }
 
 /// One upstream at one moment.
@@ -89,7 +101,7 @@ pub struct ReplicaStatus {
     pub labels: BTreeMap<String, String>,
     /// Whether it is no longer named and only ends what it has begun.
     pub leaving: bool,
-    /// Whether it serves only when no other can.
+    /// Whether it belongs to the standby cluster.
     pub standby: bool,
     /// Whether it is in use.
     pub healthy: bool,
@@ -129,16 +141,26 @@ impl RoutingControl {
         upstreams.map(status).collect()
     }
 
-    /// Has the writes of `upstream`, or of all that have a standby, go where an operator wants. Gives the epochs that
-    /// have begun, by upstream.
+    /// Brings the gauges of failover up to date, which are not kept so.
+    pub fn refresh_gauges(&self) {
+        for failover in self.failovers.iter().flatten() {
+            failover.refresh_gauges();
+        }
+    }
+
+    /// The names of the upstreams that have, or may find, a standby.
+    pub fn with_standby(&self) -> Vec<String> {
+        let upstreams = self.pools.iter().zip(self.failovers.iter());
+        let with_standby = upstreams.filter(|(_, failover)| failover.is_some());
+        with_standby.map(|(pool, _)| pool.name.clone()).collect()
+    }
+
+    /// Has the writes of `upstream`, or of all that have a standby, go where an operator wants. What has begun, in name
+    /// order.
     ///
     /// # Errors
-    /// The first wish that was not carried out, with its upstream; those before it were.
-    pub async fn steer(
-        &self,
-        upstream: Option<&str>,
-        mode: Mode,
-    ) -> Result<Vec<(String, Epoch)>, (String, SteerError)> {
+    /// The first wish that was not carried out. Those before it were.
+    pub async fn steer(&self, upstream: Option<&str>, mode: Mode) -> Result<Vec<Steered>, NotSteered> {
         let mut begun = Vec::new();
         for (pool, failover) in self.pools.iter().zip(self.failovers.iter()) {
             let is_meant = upstream.is_none_or(|name| name == pool.name);
@@ -146,8 +168,15 @@ impl RoutingControl {
                 continue;
             };
             match failover.steer(mode).await {
-                Ok(epoch) => begun.push((pool.name.clone(), epoch)),
-                Err(error) => return Err((pool.name.clone(), error)),
+                Ok(steered) => begun.push(steered),
+                Err(error) => {
+                    let upstream = pool.name.clone();
+                    return Err(NotSteered {
+                        upstream,
+                        error,
+                        begun,
+                    });
+                }
             }
         }
         Ok(begun)

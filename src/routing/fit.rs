@@ -80,44 +80,49 @@ pub(super) fn may_be_elsewhere(
     })
 }
 
-/// Where a request goes that wants `wish` of an upstream that stands so. Whoever has one cluster has nothing to agree about.
+/// Where a request goes that wants `wish` of an upstream that stands so. Nowhere yet (`None`) if its cluster has no replica
+/// that is well and the other cluster will soon have the writes. Whoever has one cluster has nothing to agree about.
 ///
 /// # Errors
-/// What is said when it must not go where it could be served.
+/// What is said when it must not go where it could be served, or when the work that it is about is gone with its cluster.
 pub(super) fn course(
     members: &[Option<Arc<Replica>>],
     standing: Standing,
     wish: Wish,
-) -> Result<Course, Failure> {
+    now: Instant,
+) -> Result<Option<Course>, Failure> {
     let has = |cluster| members.iter().flatten().any(|replica| replica.cluster == cluster);
-    match Cluster::ALL.into_iter().all(has) {
-        true => standing.course(wish),
-        false => Standing::FIRST.course(wish),
+    let course = match Cluster::ALL.into_iter().all(has) {
+        true => standing.course(wish)?,
+        false => Standing::FIRST.course(wish)?,
+    };
+    let is_well = |cluster| is_well(members, cluster, now);
+    if !course.hold && course.gone.is_none() || is_well(course.first) {
+        return Ok(Some(course));
+    }
+    match course.gone {
+        Some(_) if wish.may_move => self::course(members, standing, Wish::plain(wish.safe), now),
+        Some(work) => Err(gone(work, course.first)),
+        None => Ok((!is_well(course.first.other())).then_some(course)),
     }
 }
 
-/// What becomes of a request whose cluster has no replica that is well: it waits for the other cluster to get the writes
-/// (`true`), or it is tried all the same (`false`).
-///
-/// # Errors
-/// What is said of work that is gone with its cluster.
-pub(super) fn is_held(
+/// Whether a request that wants `wish` would go nowhere yet if its cluster were found to have no replica that is well.
+pub(super) fn may_be_held(
     members: &[Option<Arc<Replica>>],
-    course: Course,
+    standing: Standing,
+    wish: Wish,
     now: Instant,
-) -> Result<bool, Failure> {
-    let is_well = |cluster| {
-        let of = |replica: &&Arc<Replica>| replica.cluster == cluster && !replica.is_leaving();
-        let mut members = members.iter().flatten().filter(of);
-        members.any(|replica| replica.is_healthy() && replica.door.admits(now))
-    };
-    if !course.hold && course.gone.is_none() || is_well(course.first) {
-        return Ok(false);
-    }
-    match course.gone {
-        Some(work) => Err(gone(work, course.first)),
-        None => Ok(is_well(course.first.other())),
-    }
+) -> bool {
+    let course = standing.course(wish);
+    course.is_ok_and(|course| course.hold && is_well(members, course.first.other(), now))
+}
+
+/// Whether a replica of `cluster` would serve.
+fn is_well(members: &[Option<Arc<Replica>>], cluster: Cluster, now: Instant) -> bool {
+    let of = |replica: &&Arc<Replica>| replica.cluster == cluster && !replica.is_leaving();
+    let mut members = members.iter().flatten().filter(of);
+    members.any(|replica| replica.is_healthy() && replica.door.admits(now))
 }
 
 /// What `place` looks at: the replicas of `members` that are in question for a fetch, of which some are `fit` and some of

@@ -22,6 +22,7 @@ mod link;
 mod members;
 mod metrics;
 mod observed;
+mod owners;
 mod place;
 mod pool;
 mod probe;

@@ -4,6 +4,9 @@
 //! can use it (`lanes`). No lane has more of a replica than its limit, so that long streams leave slots for pages. The
 //! queues are bounded, and so is the wait.
 
+mod load;
+mod slots;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +14,15 @@ use parking_lot::Mutex;
 use prometheus::Gauge;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::admission::Pass;
-use super::balance::spread::Spread;
 use super::balance::{Balance, Candidate};
 use super::breaker::{Ticket, Verdict};
-use super::failover::{Sight, Standing, Wish};
-use super::fit::{Asker, course, fit, is_held, may_be_elsewhere, refusal, unplaced, views};
+use super::failover::{Standing, Wish};
+use super::fit::{Asker, course, fit, may_be_elsewhere, may_be_held, refusal, unplaced, views};
 use super::health::Event;
-use super::health::ewma::Usual;
+use super::health::ewma::{Route, Usual};
 use super::health::score::Parts;
 use super::lanes::{self, Lanes};
 use super::members::Members;
@@ -35,19 +37,19 @@ use crate::types::request::{FetchHead, Lane};
 use crate::types::time::Clock;
 use crate::types::{Failure, FailureKind};
 
+pub(super) use load::LaneLoad;
+use slots::Slots;
+pub(super) use slots::at;
+
 /// The replicas to leave out because they failed this fetch already.
 pub(super) type Avoid = SmallVec<[usize; 4]>;
 
 const LANES: usize = Lane::ALL.len();
-/// Time from one look at scores and loads for the metrics to the next.
-const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The replicas of one upstream.
 pub(super) struct Pool {
     pub(super) name: String,
     pub(super) members: Members,
-    /// The most of a replica's slots that a lane has, of one.
-    limits: [f64; LANES],
     /// What a lane has a right to, of one.
     shares: [f64; LANES],
     /// Which replicas serve which requests.
@@ -67,16 +69,6 @@ pub(super) struct Pool {
 struct State {
     slots: Slots,
     lanes: Lanes<Waiting>,
-}
-
-struct Slots {
-    /// Those in use, by replica and lane.
-    in_flight: Vec<[usize; LANES]>,
-    policy: Box<dyn Balance>,
-    /// For `rules`.
-    chance: Chance,
-    /// Which cluster is asked.
-    standing: Standing,
 }
 
 struct Waiting {
@@ -112,17 +104,6 @@ struct Served {
     lane: Lane,
 }
 
-/// How one lane stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LaneLoad {
-    pub(super) lane: Lane,
-    pub(super) in_flight: usize,
-    pub(super) queue: usize,
-    pub(super) longest_queue: usize,
-    /// The most that it may have.
-    pub(super) slots: usize,
-}
-
 /// A slot that is taken; dropping it gives it to the next in line.
 pub(super) struct Taken {
     pool: Arc<Pool>,
@@ -152,7 +133,6 @@ impl Pool {
         Self {
             name,
             members: Members::default(),
-            limits: Lane::ALL.map(|lane| lanes.of(lane).limit.0),
             shares: Lane::ALL.map(|lane| lanes.of(lane).share.0),
             rules,
             metrics,
@@ -162,12 +142,7 @@ impl Pool {
             clock,
             usual: Mutex::default(),
             state: Mutex::new(State {
-                slots: Slots {
-                    in_flight: Vec::new(),
-                    policy,
-                    chance,
-                    standing: Standing::FIRST,
-                },
+                slots: Slots::new(lanes, policy, chance),
                 lanes: Lanes::new(queue_limit),
             }),
         }
@@ -282,13 +257,16 @@ impl Pool {
         let (lane, class, now) = (fetch.lane, fetch.class, self.now());
         let mut state = self.state.lock();
         let standing = state.slots.standing;
-        let course = self.members.with(|members| course(members, standing, wish))?;
-        let asker = Asker { class, course, avoid };
-        let may_be = |members: &[_]| may_be_elsewhere(members, asker, pressing, now);
+        let may_be = |members: &[_]| {
+            let course = course(members, standing, wish, now)?;
+            Ok(course.is_some_and(|course| {
+                may_be_elsewhere(members, Asker { class, course, avoid }, pressing, now)
+            }))
+        };
         let waits = |lane: &Lane| state.lanes.length(*lane) > 0;
         let others_first = waits(&lane) || (!pressing && Lane::ALL.iter().any(waits));
         if !others_first
-            && self.members.with(may_be)
+            && self.members.with(may_be)?
             && let Choice::Replica(chosen) = self.choose(&mut state.slots, lane, (class, wish), avoid)
         {
             return Ok(self.hand(chosen, lane));
@@ -299,9 +277,9 @@ impl Pool {
         ))
     }
 
-    /// Takes what was learnt about a replica into account.
-    pub(super) fn learn(self: &Arc<Self>, replica: &Replica, event: Event) {
-        if replica.learn(event) {
+    /// Takes what was learnt about a replica from something that was begun at `began` into account.
+    pub(super) fn learn(self: &Arc<Self>, replica: &Replica, event: Event, began: Instant) {
+        if replica.learn(event, began, self.now()) {
             if replica.is_healthy() {
                 replica.signals.lock().came_back(self.now());
             }
@@ -339,29 +317,6 @@ impl Pool {
         }
     }
 
-    /// What is healthy of each cluster, by slots.
-    pub(super) fn sight(&self) -> Sight {
-        let share = |cluster| {
-            let (mut healthy, mut all) = (0, 0);
-            for (_, replica) in self.members.all() {
-                if replica.cluster == cluster && !replica.is_leaving() {
-                    let slots = replica.slots();
-                    all += slots;
-                    healthy += if replica.is_healthy() && replica.door.is_closed() {
-                        slots
-                    } else {
-                        0
-                    };
-                }
-            }
-            healthy as f64 / all.max(1) as f64
-        };
-        Sight {
-            primary: share(Cluster::Primary),
-            standby: share(Cluster::Standby),
-        }
-    }
-
     /// Has the replicas of `cluster` that are taken for healthy probed at once.
     pub(super) fn probe_soon(&self, cluster: Cluster) {
         for (_, replica) in self.members.all() {
@@ -388,11 +343,11 @@ impl Pool {
     }
 
     /// Takes an answer of `replica` after `time` into account for its score.
-    pub(super) fn answered(self: &Arc<Self>, replica: &Replica, class: RouteClass, time: Duration) {
-        let (ratio, now) = (self.usual.lock().ratio(class, time), self.now());
+    pub(super) fn answered(self: &Arc<Self>, replica: &Replica, route: Route, time: Duration) {
+        let (ratio, now) = (self.usual.lock().ratio(route, time), self.now());
         replica.signals.lock().answered(ratio, now);
         replica.observed.answered(time, now);
-        if replica.found(class, Some(time), now) {
+        if replica.found(route, Some(time), now) {
             self.serve_queue();
         }
     }
@@ -408,24 +363,22 @@ impl Pool {
         Parts::of(&signals.inputs(replica.share(in_flight), self.now()))
     }
 
-    /// How evenly the replicas of the cluster that has the writes are loaded, by requests in flight at each place.
-    pub(super) fn spread(&self, in_flight: &[usize]) -> Spread {
-        let active = self.state.lock().slots.standing.active();
-        let members = self.members.all();
-        let serving = members.filter(|(_, replica)| replica.cluster == active && !replica.is_leaving());
-        Spread::of(serving.map(|(place, replica)| 100.0 * replica.share(at(in_flight, place))))
+    /// Whether what wants `wish` would wait for the other cluster, if its own were found to be gone.
+    pub(super) fn may_be_held(&self, wish: Wish) -> bool {
+        let (standing, now) = (self.state.lock().slots.standing, self.now());
+        self.members
+            .with(|members| may_be_held(members, standing, wish, now))
     }
 
-    /// Shows scores and spread as metrics, for ever.
-    pub(super) async fn keep_publishing(self: Arc<Self>) {
+    /// Returns once `replica` is unhealthy.
+    pub(super) async fn is_out(&self, replica: &Replica) {
         loop {
-            let (in_flight, _) = self.load();
-            for (place, replica) in self.members.all() {
-                let score = self.score(&replica, at(&in_flight, place)).score();
-                replica.metrics.score.set(score);
+            // Before the look, so that no change is missed.
+            let changed = self.health_changed.notified();
+            if !replica.is_healthy() {
+                return;
             }
-            self.variance_metric.set(self.spread(&in_flight).variance);
-            sleep(PUBLISH_INTERVAL).await;
+            changed.await;
         }
     }
 
@@ -457,28 +410,6 @@ impl Pool {
             }
             changed.await;
         }
-    }
-
-    /// Requests in flight by place, and how each lane stands.
-    pub(super) fn load(&self) -> (Vec<usize>, [LaneLoad; LANES]) {
-        let state = self.state.lock();
-        let by_place = state.slots.in_flight.iter().map(|lanes| lanes.iter().sum());
-        let active = state.slots.standing.active();
-        let slots = |lane| {
-            let members = self
-                .members
-                .all()
-                .filter(|(_, replica)| replica.cluster == active && !replica.is_leaving());
-            members.map(|(_, replica)| self.lane_slots(&replica, lane)).sum()
-        };
-        let lane = |lane| LaneLoad {
-            lane,
-            in_flight: state.slots.of(lane),
-            queue: state.lanes.length(lane),
-            longest_queue: state.lanes.longest(lane),
-            slots: slots(lane),
-        };
-        (by_place.collect(), Lane::ALL.map(lane))
     }
 
     /// Hands free slots to those who wait.
@@ -549,10 +480,9 @@ impl Pool {
         let by_score = slots.policy.by_score();
         let (class, wish) = what;
         self.members.with(|members| {
-            let course = course(members, slots.standing, wish);
-            let course = match course.and_then(|it| Ok((it, is_held(members, it, now)?))) {
-                Ok((course, false)) => course,
-                Ok((_, true)) => return Choice::Wait,
+            let course = match course(members, slots.standing, wish, now) {
+                Ok(Some(course)) => course,
+                Ok(None) => return Choice::Wait,
                 Err(failure) => return Choice::Refused(failure),
             };
             let asker = Asker { class, course, avoid };
@@ -566,7 +496,7 @@ impl Pool {
                     true => self.score(replica, in_flight).score(),
                     false => 1.0,
                 };
-                let free = fit.iter().filter(|replica| self.has_slot(replica, slots, lane));
+                let free = fit.iter().filter(|replica| slots.has_room(replica, lane));
                 let mut candidates: SmallVec<[Candidate; 16]> = free
                     .map(|replica| {
                         let in_flight = slots.at(replica);
@@ -602,46 +532,11 @@ impl Pool {
         })
     }
 
-    /// Whether `replica` has room for one more of `lane`.
-    fn has_slot(&self, replica: &Replica, slots: &Slots, lane: Lane) -> bool {
-        slots.at(replica) < replica.slots()
-            && slots.in_flight[replica.place()][lane as usize] < self.lane_slots(replica, lane)
-    }
-
-    /// The most of the slots of `replica` that `lane` has.
-    fn lane_slots(&self, replica: &Replica, lane: Lane) -> usize {
-        let slots = replica.slots();
-        ((slots as f64 * self.limits[lane as usize]) as usize).clamp(1, slots)
-    }
-
     fn publish_queue(&self, state: &State, lane: Lane) {
         self.metrics[lane as usize]
             .queue
             .set(state.lanes.length(lane) as i64);
     }
-}
-
-impl Slots {
-    /// Those in use of one lane.
-    fn of(&self, lane: Lane) -> usize {
-        self.in_flight.iter().map(|lanes| lanes[lane as usize]).sum()
-    }
-
-    /// Those in use of `replica`.
-    fn at(&self, replica: &Replica) -> usize {
-        self.in_flight[replica.place()].iter().sum()
-    }
-
-    fn add(&mut self, replica: &Replica, lane: Lane, more: isize) {
-        let lane = &mut self.in_flight[replica.place()][lane as usize];
-        *lane = lane.saturating_add_signed(more);
-        replica.metrics.in_flight.set(self.at(replica) as i64);
-    }
-}
-
-/// Requests in flight at `place`, of which there may be more than when they were counted.
-pub(super) fn at(in_flight: &[usize], place: usize) -> usize {
-    in_flight.get(place).copied().unwrap_or_default()
 }
 
 fn too_many() -> Failure {

@@ -69,6 +69,7 @@ pub(super) async fn probe<S>(
                     Ok(()) => Event::ProbeOk,
                     Err(_) => Event::ProbeFailed,
                 },
+                started,
             );
             let Err(why) = answer else { break };
             tracing::debug!(replica = probed.url, %why, "probe failed");
@@ -160,6 +161,7 @@ fn question(replica: &Replica, check: &HealthCheckConfig, clock: &Clock) -> Opti
             },
             upstream: replica.endpoint.upstream,
             class: RouteClass::Health,
+            template: "*",
             lane: Lane::Short,
             principal: None,
             works: Works::default(),

@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::Door;
 use super::gradient::Gradient;
+use super::health::ewma::Route;
 use super::health::signals::Signals;
+use super::health::silence::Silence;
 use super::health::{Event, Health, orca};
 use super::metrics::{ReplicaChange, ReplicaMetrics, RoutingMetrics};
 use super::observed::Observed;
@@ -94,7 +96,10 @@ impl Blueprint {
             gradient,
             leaving: AtomicBool::new(false),
             stop: CancellationToken::new(),
-            health: Mutex::new(Health::new(self.check.unhealthy_after, self.check.healthy_after)),
+            health: Mutex::new((
+                Health::new(self.check.unhealthy_after, self.check.healthy_after),
+                Silence::default(),
+            )),
             healthy: AtomicBool::new(true),
             resolver: self.resolver.clone(),
             looked_up: tokio::sync::Mutex::new(None),
@@ -138,7 +143,7 @@ pub(super) struct Replica {
     gradient: Option<Mutex<Gradient>>,
     /// Whether it is no longer a member and only ends what it has begun.
     leaving: AtomicBool,
-    health: Mutex<Health>,
+    health: Mutex<(Health, Silence)>,
     /// The same as `health` says, to be read without its lock.
     healthy: AtomicBool,
     resolver: Arc<dyn Resolve>,
@@ -167,13 +172,13 @@ impl Replica {
 
     /// Takes an answer after `time` (`None`: it timed out) into account for how many slots it has. True when that has
     /// made them more.
-    pub(super) fn found(&self, class: RouteClass, time: Option<Duration>, now: Instant) -> bool {
+    pub(super) fn found(&self, route: Route, time: Option<Duration>, now: Instant) -> bool {
         let Some(gradient) = &self.gradient else {
             return false;
         };
         let mut gradient = gradient.lock();
         let in_flight = usize::try_from(self.metrics.in_flight.get()).unwrap_or_default();
-        gradient.observe(class, time, in_flight, now);
+        gradient.observe(route, time, in_flight, now);
         let slots = gradient.limit();
         let before = self.slots.swap(slots, Ordering::Relaxed);
         if before != slots {
@@ -207,13 +212,30 @@ impl Replica {
     }
 
     pub(super) fn consecutive_failures(&self) -> u32 {
-        self.health.lock().consecutive_failures()
+        self.health.lock().0.consecutive_failures()
     }
 
-    /// Takes what was learnt into account. True when the replica went out or came back by it.
-    pub(super) fn learn(&self, event: Event) -> bool {
-        let mut health = self.health.lock();
+    /// Since when it has given no sign of life, if that is so.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.health.lock().1.since()
+    }
+
+    /// What was begun at `began` has waited for long.
+    pub(super) fn keeps_waiting(&self, began: Instant) {
+        self.health.lock().1.waits(began);
+    }
+
+    /// Takes what was learnt of something that was begun at `began` into account. True when the replica went out or came
+    /// back by it.
+    pub(super) fn learn(&self, event: Event, began: Instant, now: Instant) -> bool {
+        let (health, silence) = &mut *self.health.lock();
         let changed = health.on(event);
+        match event {
+            Event::ProbeFailed | Event::RequestFailed => silence.failed(began),
+            Event::ProbeOk | Event::RequestOk if health.is_healthy() => silence.answered(now),
+            // It has yet to prove itself.
+            Event::ProbeOk | Event::RequestOk => {}
+        }
         if changed {
             let healthy = health.is_healthy();
             self.healthy.store(healthy, Ordering::Release);

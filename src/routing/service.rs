@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Response, StatusCode};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tower::{Layer, Service};
 
 use super::admission::{FAIR_CHANCE, told_status, verdict};
@@ -22,8 +22,10 @@ use super::breaker::Verdict;
 use super::control::RoutingControl;
 use super::failover::{Failover, Settings, Wish, instance_name};
 use super::health::Event;
+use super::health::ewma::Route;
 use super::link::Link;
 use super::metrics::RoutingMetrics;
+use super::owners::Owners;
 use super::place::Rules;
 use super::pool::Pool;
 use super::replica::{Blueprint, Replica};
@@ -31,7 +33,7 @@ use super::resolve::{Resolve, SystemResolver};
 use crate::config::cache::CacheType;
 use crate::config::{Config, UpstreamConfig};
 use crate::types::chance::Chance;
-use crate::types::cluster::Cluster;
+use crate::types::cluster::{Cluster, Epoch};
 use crate::types::endpoint::Slot;
 use crate::types::outcome::Phases;
 use crate::types::request::{Attempt, Dispatch, FailedAttempt, Placing, UpstreamId};
@@ -40,11 +42,15 @@ use crate::types::{Body, Failure, FailureKind, grpc};
 
 /// The longest wait for a slot of a request that has no deadline.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A write that was not taken waits so long for the verdict on its replica, and is tried again if there is none.
+const DOUBT: Duration = Duration::from_millis(500);
 
 /// Puts [`Routing`] before a service that speaks to one replica.
 #[derive(Clone)]
 pub struct RoutingLayer {
     pools: Arc<[Arc<Pool>]>,
+    /// Of those upstreams that have, or may find, a standby.
+    owners: Arc<[Option<Arc<Owners>>]>,
     clock: Clock,
 }
 
@@ -120,13 +126,23 @@ impl RoutingLayer {
             }
             failovers.push(upstream.may_have_standby().then(|| {
                 let shared = link.clone().map(|link| (link, &*redis.prefix));
+                let remembered = shared
+                    .clone()
+                    .map(|(link, prefix)| (link, prefix, redis.timeout.0));
+                let one_database = config.failover.shared_database;
+                let owners = Arc::new(Owners::new(name, remembered, one_database, clock.clone()));
                 let metrics = metrics.failover.of(name);
-                Failover::new(pool.clone(), settings, &instance, shared, clock.clone(), metrics)
+                let (pool, clock) = (pool.clone(), clock.clone());
+                Failover::new((pool, owners), settings, &instance, shared, clock, metrics)
             }));
             pools.push(pool);
             blueprints.push(blueprint);
         }
         let pools: Arc<[Arc<Pool>]> = pools.into();
+        let owners = failovers
+            .iter()
+            .map(|it: &Option<Arc<Failover>>| Some(it.as_ref()?.owners()));
+        let owners = owners.collect();
         let control = RoutingControl {
             pools: pools.clone(),
             blueprints: blueprints.into(),
@@ -142,7 +158,8 @@ impl RoutingLayer {
                 .collect(),
             clock: clock.clone(),
         };
-        Ok((Self { pools, clock }, control))
+        let layer = Self { pools, owners, clock };
+        Ok((layer, control))
     }
 }
 
@@ -153,6 +170,7 @@ impl<S> Layer<S> for RoutingLayer {
         Routing {
             inner,
             pools: self.pools.clone(),
+            owners: self.owners.clone(),
             clock: self.clock.clone(),
         }
     }
@@ -163,6 +181,7 @@ impl<S> Layer<S> for RoutingLayer {
 pub struct Routing<S> {
     inner: S,
     pools: Arc<[Arc<Pool>]>,
+    owners: Arc<[Option<Arc<Owners>>]>,
     clock: Clock,
 }
 
@@ -182,12 +201,14 @@ where
     fn call(&mut self, attempt: Attempt) -> Self::Future {
         let waiting = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, waiting);
-        let pool = self.pools.get(attempt.fetch.upstream.0).cloned();
+        let upstream = attempt.fetch.upstream.0;
+        let pool = self.pools.get(upstream).cloned();
+        let owners = self.owners.get(upstream).cloned().flatten();
         let clock = self.clock.clone();
         Box::pin(async move {
             let pool = pool
                 .ok_or_else(|| nowhere(Failure::new(FailureKind::NoReplica, "there is no such upstream")))?;
-            route(inner, &pool, attempt, &clock).await
+            route(inner, (&pool, owners.as_ref()), &attempt, &clock).await
         })
     }
 }
@@ -201,20 +222,66 @@ fn nowhere(failure: Failure) -> FailedAttempt {
 
 async fn route<S>(
     mut inner: S,
-    pool: &Arc<Pool>,
-    attempt: Attempt,
+    (pool, owners): (&Arc<Pool>, Option<&Arc<Owners>>),
+    attempt: &Attempt,
     clock: &Clock,
 ) -> Result<Response<Body>, FailedAttempt>
 where
     S: Service<Dispatch, Response = Response<Body>, Error = Failure>,
 {
     let asked = clock.now().monotonic;
-    let deadline = attempt.fetch.deadline;
-    let limit = deadline.unwrap_or(asked + LONGEST_WAIT);
-    let wish = Wish {
-        safe: attempt.fetch.is_safe(),
-        owner: None,
+    let limit = attempt.fetch.deadline.unwrap_or(asked + LONGEST_WAIT);
+    let (safe, works) = (attempt.fetch.is_safe(), &attempt.fetch.works);
+    let wish = match owners {
+        Some(owners) => owners.wish(safe, works).await,
+        None => Wish::plain(safe),
     };
+    loop {
+        let outcome = exchange(&mut inner, pool, (attempt, wish), (asked, limit), clock).await;
+        match (outcome, owners) {
+            (Ok((response, epoch)), Some(owners)) => return Ok(owners.follow(response, works.begins, epoch)),
+            (Ok((response, _)), None) => return Ok(response),
+            (Err((failed, Some(replica))), Some(_)) if was_not_taken(&failed, attempt) => {
+                // A write that no replica has taken. Where another cluster may soon have it, it waits for that to be
+                // known, rather than to be told of a cluster that is going.
+                if clock.now().monotonic >= limit || !pool.may_be_held(wish) {
+                    return Err(failed);
+                }
+                let judged = pool.is_out(&replica);
+                let _ = timeout_at(limit.min(clock.now().monotonic + DOUBT), judged).await;
+            }
+            (Err((failed, _)), _) => return Err(failed),
+        }
+    }
+}
+
+/// Whether no byte of a write that may wait for its turn has gone anywhere.
+fn was_not_taken(failed: &FailedAttempt, attempt: &Attempt) -> bool {
+    let no_connection = matches!(
+        failed.failure.kind,
+        FailureKind::ConnectFailed | FailureKind::ConnectTimeout
+    );
+    no_connection
+        && !failed.failure.sent
+        && !attempt.fetch.is_safe()
+        && attempt.placing == Placing::Queue
+        && attempt.body.is_available()
+}
+
+/// One exchange with one replica: what came of it, with the epoch to which what it begins belongs, or with the replica
+/// that failed.
+async fn exchange<S>(
+    inner: &mut S,
+    pool: &Arc<Pool>,
+    (attempt, wish): (&Attempt, Wish),
+    (asked, limit): (Instant, Instant),
+    clock: &Clock,
+) -> Result<(Response<Body>, Epoch), (FailedAttempt, Option<Arc<Replica>>)>
+where
+    S: Service<Dispatch, Response = Response<Body>, Error = Failure>,
+{
+    let nowhere = |failure| (nowhere(failure), None);
+    let deadline = attempt.fetch.deadline;
     let choice = (&attempt.avoid, wish);
     let (taken, pass) = match attempt.placing {
         Placing::Queue => pool.take(&attempt.fetch, choice, limit).await,
@@ -222,7 +289,7 @@ where
         Placing::Hedge => pool.take_at_once(&attempt.fetch, choice, false),
     }
     .map_err(nowhere)?;
-    let replica = &taken.replica.clone();
+    let (replica, epoch) = (&taken.replica.clone(), taken.epoch);
     attempt.placed.set(replica.place());
     let started = clock.now().monotonic;
     if replica.endpoint.addresses().is_empty() {
@@ -238,17 +305,18 @@ where
         biased;
         result = exchange => result,
         never = suspect(replica, started, deadline) => match never {},
-        () = can_be_ended(pool, replica, &attempt, wish) => {
+        () = can_be_ended(pool, replica, attempt, wish) => {
             replica.metrics.ended();
             // Not held against the replica, nor by its breaker: the probes that put it out have said it already.
-            return Err(FailedAttempt {
+            let failed = FailedAttempt {
                 failure: Failure::new(
                     FailureKind::UpstreamTimeout,
                     "the upstream did not answer and was found unhealthy",
                 )
                 .sent(),
                 replica_unhealthy: true,
-            });
+            };
+            return Err((failed, None));
         }
     };
     replica
@@ -257,28 +325,33 @@ where
     match result {
         Ok(mut response) => {
             replica.take_report(response.headers_mut(), clock.now().monotonic);
-            pool.learn(replica, Event::RequestOk);
+            pool.learn(replica, Event::RequestOk, started);
             let is_grpc = grpc::is_grpc(&attempt.fetch.parts.headers);
             match told_status(&response, is_grpc) {
                 // Of the server before the replica, or of one that is overloaded.
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                     pool.failed(replica);
                 }
-                _ => pool.answered(replica, attempt.fetch.class, clock.now().monotonic - started),
+                _ => pool.answered(
+                    replica,
+                    Route::of(&attempt.fetch),
+                    clock.now().monotonic - started,
+                ),
             }
             let phases = response.extensions_mut().get_or_insert_default::<Phases>();
             phases.queue = started - asked;
-            Ok(pass.follow(response, is_grpc, clock.now().monotonic - started))
+            let response = pass.follow(response, is_grpc, clock.now().monotonic - started);
+            Ok((response, epoch))
         }
         Err(failure) => {
             let verdict = verdict(&failure, clock.now().monotonic - started);
             pass.settle(verdict);
             if failure.kind == FailureKind::UpstreamTimeout {
-                replica.found(attempt.fetch.class, None, clock.now().monotonic);
+                replica.found(Route::of(&attempt.fetch), None, clock.now().monotonic);
             }
             if verdict == Verdict::Failure {
                 replica.observed.failed(&failure, pool.now());
-                pool.learn(replica, Event::RequestFailed);
+                pool.learn(replica, Event::RequestFailed, started);
                 pool.failed(replica);
                 replica.probe_soon.notify_one();
             }
@@ -289,19 +362,21 @@ where
                 // The replica may have been replaced: the next attempt should know where it is now.
                 replica.look_up(started, deadline, clock).await;
             }
-            Err(FailedAttempt {
+            let failed = FailedAttempt {
                 failure,
                 replica_unhealthy: false,
-            })
+            };
+            Err((failed, Some(replica.clone())))
         }
     }
 }
 
 /// Has `replica` probed once it had its chance to answer: half the time to `deadline`, if that is less than
-/// [`FAIR_CHANCE`].
+/// [`FAIR_CHANCE`], and has it noted since when it has not.
 async fn suspect(replica: &Replica, started: Instant, deadline: Option<Instant>) -> Infallible {
     let half = deadline.map(|end| end.saturating_duration_since(started) / 2);
     sleep(half.map_or(FAIR_CHANCE, |half| half.min(FAIR_CHANCE))).await;
+    replica.keeps_waiting(started);
     replica.probe_soon.notify_one();
     pending().await
 }

@@ -111,7 +111,8 @@ impl Work {
     pub fn named(kind: WorkKind, id: &[u8]) -> Self {
         let mut digest = [0; 16];
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&[kind as u8]).update(id);
+        // Dify takes ids in capitals, too.
+        hasher.update(&[kind as u8]).update(&id.to_ascii_lowercase());
         hasher.finalize_xof().fill(&mut digest);
         Self { kind, id: digest }
     }
@@ -131,7 +132,7 @@ pub enum Bond {
     Prefers,
 }
 
-/// Under which name an answer tells the id of work that the request began.
+/// Under which name an answer tells the id of work that the request began; the first text behind that name counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begins {
     /// The name in JSON, wherever it stands in the answer.
@@ -145,8 +146,18 @@ pub struct Begins {
 pub struct Works {
     /// The work that it is about.
     pub about: Option<(Work, Bond)>,
+    /// Whether its body may name the conversation that it goes on with.
+    pub in_body: bool,
     /// What its answer tells of work that it began.
     pub begins: &'static [Begins],
+}
+
+impl Works {
+    /// Takes in which conversation the body names, if any.
+    pub fn goes_on_with(&mut self, conversation: Option<String>) {
+        let work = |id: String| (Work::named(WorkKind::Conversation, id.as_bytes()), Bond::Must);
+        self.about = conversation.map(work).or(self.about);
+    }
 }
 
 #[cfg(test)]
@@ -172,6 +183,7 @@ mod tests {
         assert_ne!(task.id, run.id);
         assert_eq!(task, Work::named(WorkKind::Task, b"id"));
         assert_ne!(task, Work::named(WorkKind::Task, b"ie"));
+        assert_eq!(task, Work::named(WorkKind::Task, b"ID"));
         assert_eq!(task.to_hex().len(), 32);
     }
 }

@@ -16,6 +16,7 @@ pub mod latency;
 pub mod outcome;
 pub mod repeat;
 pub mod request;
+pub mod scan;
 pub mod time;
 pub mod units;
 

@@ -325,6 +325,8 @@ pub struct FetchHead {
     pub upstream: UpstreamId,
     /// Route class.
     pub class: RouteClass,
+    /// The route's template, `"*"` when unknown.
+    pub template: &'static str,
     /// Share of the slots.
     pub lane: Lane,
     /// Who asks: those who wait in a lane take turns.

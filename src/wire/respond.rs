@@ -103,7 +103,7 @@ pub fn failure_response(failure: &Failure) -> Response<Body> {
 }
 
 fn say_who_failed(headers: &mut HeaderMap, failure: &Failure, answer: &Answer) {
-    if let Ok(value) = HeaderValue::try_from(format!("dify-edge; error={}", answer.error)) {
+    if let Ok(value) = HeaderValue::try_from(proxy_status(failure, answer)) {
         headers.insert(PROXY_STATUS, value);
     }
     if let Ok(value) = HeaderValue::try_from(cache_status(failure, answer.code)) {
@@ -120,10 +120,10 @@ pub(super) fn failure_bytes(failure: &Failure) -> Bytes {
     let body = json_body(&answer, &failure.detail);
     let mut text = format!(
         "HTTP/1.1 {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\
-         Proxy-Status: dify-edge; error={}\r\n",
+         Proxy-Status: {}\r\n",
         status(failure.kind),
         body.len(),
-        answer.error,
+        proxy_status(failure, &answer),
     );
     if let Some(seconds) = answer.retry_after {
         text.push_str(&format!("Retry-After: {seconds}\r\n"));
@@ -141,6 +141,29 @@ fn json_body(answer: &Answer, detail: &str) -> Bytes {
         answer.code, answer.status
     )
     .into()
+}
+
+/// Who failed and how; where a cluster of the upstream is missing also why (`details`, RFC 9209 section 2.1.5).
+fn proxy_status(failure: &Failure, answer: &Answer) -> String {
+    let mut text = format!("dify-edge; error={}", answer.error);
+    if matches!(failure.kind, FailureKind::Fenced | FailureKind::OwnerGone) {
+        text.push_str("; details=");
+        push_string(&mut text, &failure.detail);
+    }
+    text
+}
+
+/// A String of structured fields (RFC 8941 section 3.3.3); what it cannot have becomes `?`.
+fn push_string(field: &mut String, text: &str) {
+    field.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => field.extend(['\\', c]),
+            ' '..='~' => field.push(c),
+            _ => field.push('?'),
+        }
+    }
+    field.push('"');
 }
 
 fn cache_status(failure: &Failure, code: &str) -> String {
@@ -162,7 +185,7 @@ mod tests {
     use FailureKind::*;
     use http_body_util::BodyExt;
 
-    const ALL: [(FailureKind, u16); 18] = [
+    const ALL: [(FailureKind, u16); 20] = [
         (Malformed, 400),
         (UnsupportedMethod, 501),
         (UriTooLong, 414),
@@ -176,6 +199,8 @@ mod tests {
         (OnlyIfCached, 504),
         (Overloaded, 503),
         (NoReplica, 503),
+        (Fenced, 503),
+        (OwnerGone, 503),
         (Draining, 503),
         (ConnectFailed, 502),
         (ConnectTimeout, 504),
@@ -203,6 +228,24 @@ mod tests {
             assert_eq!(json["message"], "a \"quoted\" detail\n");
             assert_eq!(json.as_object().unwrap().len(), 3);
         }
+    }
+
+    #[test]
+    fn what_keeps_a_request_from_its_cluster_is_said_for_programs_too() {
+        let field = |kind| {
+            let failure = Failure::new(kind, "a \"task\" in C:\\\u{e9}\n");
+            let response = failure_response(&failure);
+            let value = response.headers()[PROXY_STATUS].to_str().unwrap().to_owned();
+            let bytes = failure_bytes(&failure);
+            let text = std::str::from_utf8(&bytes).unwrap();
+            assert!(text.contains(&format!("\r\nProxy-Status: {value}\r\n")), "{text}");
+            value
+        };
+        let said = "dify-edge; error=destination_unavailable; details=\"a \\\"task\\\" in C:\\\\??\"";
+        for kind in [Fenced, OwnerGone] {
+            assert_eq!(field(kind), said);
+        }
+        assert_eq!(field(NoReplica), "dify-edge; error=destination_unavailable");
     }
 
     #[test]

@@ -13,10 +13,11 @@ use crate::support::redis::Redis;
 /// The token that [`start`] configures.
 const TOKEN: &str = "a-token-for-behaviour-tests";
 
-/// Before an origin that says yes to everything.
+/// Before an origin that says yes to everything, with itself as the standby.
 async fn start() -> (Origin, Running) {
     let origin = Origin::start(|_| async { json(200, "{}") }).await;
     let edge = edge::start(&[origin.address], |config| {
+        edge::api(config).standby = vec![edge::replica(&origin.address)];
         config.admin.token = Some(dify_edge::config::Token(TOKEN.into()));
     })
     .await;
@@ -28,8 +29,19 @@ async fn ask(edge: &Running, bytes: impl AsRef<[u8]>) -> Answer {
 }
 
 fn authorized(body: &str) -> Vec<u8> {
+    authorized_at("/cache/purge", body)
+}
+
+fn authorized_at(path: &str, body: &str) -> Vec<u8> {
     let bearer = format!("Bearer {TOKEN}");
-    post("/cache/purge", &[("Authorization", &bearer)], body)
+    post(path, &[("Authorization", &bearer)], body)
+}
+
+/// What the description has for a body at `path`.
+fn examples<'a>(document: &'a Value, path: &str) -> impl Iterator<Item = &'a Value> {
+    let content = &document["paths"][path]["post"]["requestBody"]["content"]["application/json"];
+    let examples = content["examples"].as_object().expect("examples");
+    examples.values().map(|example| &example["value"])
 }
 
 /// Holds `value` against `schema`, as far as the description uses JSON Schema.
@@ -131,7 +143,10 @@ async fn every_path_and_method_is_answered_as_the_description_says() {
             };
             let bytes = match method.as_str() {
                 "get" => get(&target, &[]),
-                _ => authorized("{\"key\": \"00000000\"}"),
+                _ => {
+                    let example = examples(&document, path).next().expect("an example");
+                    authorized_at(path, &example.to_string())
+                }
             };
             let answer = ask(&edge, bytes).await;
             assert_eq!(answer.status, 200, "{target}: {}", answer.text());
@@ -243,11 +258,23 @@ async fn what_cannot_be_done_is_refused_as_the_description_says() {
             "{name} is not in {unknown}"
         );
     }
-    let examples =
-        &document["paths"]["/cache/purge"]["post"]["requestBody"]["content"]["application/json"]["examples"];
-    for (name, example) in examples.as_object().expect("examples") {
-        let answer = ask(&edge, authorized(&example["value"].to_string())).await;
-        assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+    for path in ["/cache/purge", "/failover"] {
+        for example in examples(&document, path) {
+            let answer = ask(&edge, authorized_at(path, &example.to_string())).await;
+            assert_eq!(answer.status, 200, "{path} {example}: {}", answer.text());
+            described(&document, path, "post", &answer);
+        }
+    }
+    for (fields, body, status) in [
+        (vec![right, json], "{\"to\": \"both\"}", 400),
+        (vec![right], "{\"to\": \"auto\"}", 415),
+        (vec![right, json], long.as_str(), 413),
+        (vec![json], "{\"to\": \"auto\"}", 401),
+        (vec![right, json, ("Origin", "null")], "{\"to\": \"auto\"}", 403),
+    ] {
+        let answer = ask(&edge, request("POST", "/failover", &fields, body.as_bytes())).await;
+        assert_eq!(answer.status, status, "{fields:?}: {}", answer.text());
+        described(&document, "/failover", "post", &answer);
     }
 }
 

@@ -7,6 +7,7 @@ mod preview;
 mod properties;
 mod stage;
 mod traps;
+mod works;
 mod writes;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};

@@ -1,7 +1,9 @@
 //! `upstreams`: the replicas of a running proxy and how they fare, once or again and again.
 //!
-//! Asks `/upstreams` of the administrative listener; `table` lays out the answer.
+//! Asks `/upstreams` of the administrative listener; `table` lays out the answer, `failover` what it says of
+//! that.
 
+mod failover;
 mod table;
 
 use std::net::SocketAddr;

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
+use super::failover::{self, Failover};
 use crate::cli::grid::{grid, widths};
 
 /// Characters of the longest line.
@@ -18,10 +19,10 @@ const ZONE: usize = 14;
 const SHORTEST_URL: usize = 12;
 /// A part of a score that is less is shown: what is as near to 1 shows nowhere else.
 const ORDINARY: f64 = 0.995;
-/// Columns that are words.
+/// Columns that are words; one more where there are two clusters.
 const LEFT: usize = 4;
 /// What is not known.
-const NOTHING: &str = "-";
+pub(super) const NOTHING: &str = "-";
 
 /// What is read of an upstream.
 #[derive(Debug, Deserialize)]
@@ -31,6 +32,7 @@ pub(super) struct Upstream {
     load_variance: f64,
     load_variance_threshold: f64,
     lanes: Vec<Lane>,
+    failover: Option<Failover>,
     replicas: Vec<Replica>,
 }
 
@@ -93,10 +95,18 @@ fn upstream(upstream: &Upstream) -> String {
         push(&mut text, &format!("  {row}"));
     }
     text.push('\n');
+    if let Some(failover) = &upstream.failover {
+        for line in failover::lines(failover) {
+            push(&mut text, &format!("  {line}"));
+        }
+        text.push('\n');
+    }
+    let has_clusters = upstream.failover.is_some();
     if upstream.replicas.is_empty() {
         push(&mut text, "  no replicas");
     }
-    let rows = grid(&replicas(&upstream.replicas), LEFT);
+    let left = LEFT + usize::from(has_clusters);
+    let rows = grid(&replicas(&upstream.replicas, has_clusters), left);
     for (index, row) in rows.lines().enumerate() {
         push(&mut text, &format!("  {row}"));
         // The first row are the titles.
@@ -126,7 +136,7 @@ fn lanes(lanes: &[Lane]) -> Vec<Vec<String>> {
 }
 
 /// A row for each replica, under titles; nothing without replicas.
-fn replicas(replicas: &[Replica]) -> Vec<Vec<String>> {
+fn replicas(replicas: &[Replica], has_clusters: bool) -> Vec<Vec<String>> {
     let titles = [
         "replica",
         "zone",
@@ -158,6 +168,13 @@ fn replicas(replicas: &[Replica]) -> Vec<Vec<String>> {
     }
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     rows.extend(replicas.iter().map(cells));
+    if has_clusters {
+        let cluster = |replica: &Replica| if replica.standby { "standby" } else { "primary" };
+        let column = std::iter::once("cluster").chain(replicas.iter().map(cluster));
+        for (row, cell) in rows.iter_mut().zip(column) {
+            row.insert(1, cell.to_owned());
+        }
+    }
     // The rest of the line is the URL's.
     let others: usize = widths(&rows).iter().skip(1).map(|width| width + 2).sum();
     let left = WIDTH.saturating_sub(others + 2).max(SHORTEST_URL);
@@ -171,7 +188,6 @@ fn state(replica: &Replica) -> &'static str {
     match replica {
         Replica { leaving: true, .. } => "leaving",
         Replica { healthy: false, .. } => "unhealthy",
-        Replica { standby: true, .. } => "standby",
         _ => "healthy",
     }
 }
@@ -200,7 +216,7 @@ fn notes(replica: &Replica) -> Vec<String> {
 }
 
 /// Milliseconds, with three digits or all before the point.
-fn duration(millis: f64) -> String {
+pub(super) fn duration(millis: f64) -> String {
     match millis {
         ..10.0 => format!("{millis:.1} ms"),
         ..1000.0 => format!("{millis:.0} ms"),
@@ -209,7 +225,7 @@ fn duration(millis: f64) -> String {
     }
 }
 
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),
@@ -265,7 +281,7 @@ mod tests {
                 {"lane": "short", "in_flight": 3, "slots": 160, "queue": 0, "longest_queue": 2},
                 {"lane": "generation", "in_flight": 0, "slots": 112, "queue": 4, "longest_queue": 17},
             ],
-            "replicas": replicas,
+            "failover": null, "replicas": replicas,
         }])
     }
 
@@ -314,20 +330,51 @@ api: weighted_health, load variance 12.3 (threshold 50)
 
     #[test]
     fn a_replica_has_the_state_that_says_most() {
-        for (leaving, healthy, standby, state) in [
-            (false, true, false, "healthy"),
-            (false, true, true, "standby"),
-            (false, false, true, "unhealthy"),
-            (true, false, true, "leaving"),
+        for (leaving, healthy, state) in [
+            (false, true, "healthy"),
+            (false, false, "unhealthy"),
+            (true, false, "leaving"),
+            (true, true, "leaving"),
         ] {
             let mut replica = replica("http://a:1");
             replica["leaving"] = leaving.into();
             replica["healthy"] = healthy.into();
-            replica["standby"] = standby.into();
             let text = shown(upstream(&[replica]));
             let row = text.lines().find(|line| line.contains("http://a:1")).unwrap();
             assert_eq!(row.split_whitespace().nth(2), Some(state), "{row}");
         }
+    }
+
+    /// Of an instance that has heard; `why` is what troubles it.
+    fn failover(why: Option<&str>) -> Value {
+        json!({
+            "epoch": 3, "active": "primary", "mode": "auto", "writes": true, "instance": "edge-1:42:9f3c",
+            "holder": "edge-2:43:01ab", "holds_lease": false, "confirmed_ms_ago": 120, "trouble": why,
+            "healthy": {"primary": 1.0, "standby": 1.0}, "healthy_here": {"primary": 1.0, "standby": 1.0},
+            "owners": 0, "last_shift": null,
+        })
+    }
+
+    #[test]
+    fn where_there_are_two_clusters_it_says_which_has_the_writes_and_of_which_a_replica_is() {
+        let mut standby = replica("http://10.0.0.2:5001");
+        standby["standby"] = true.into();
+        let mut upstreams = upstream(&[replica("http://10.0.0.1:5001"), standby]);
+        upstreams[0]["failover"] = failover(None);
+        let text = shown(upstreams);
+        let (_, below) = text.split_once("\n\n").unwrap();
+        assert_eq!(
+            below,
+            "  failover   writes at primary, epoch 3 (auto)
+  lease      held by edge-2:43:01ab (not this one); confirmed 120 ms ago
+  healthy    primary 100 %, standby 100 %
+  remembers  the cluster of 0 pieces of work
+
+  replica               cluster  zone  state    breaker  score  in flight     p50    p99
+  http://10.0.0.1:5001  primary  -     healthy  closed   0.998       3/80  4.2 ms  1.2 s
+  http://10.0.0.2:5001  standby  -     healthy  closed   0.998       3/80  4.2 ms  1.2 s
+"
+        );
     }
 
     #[test]
@@ -381,6 +428,7 @@ api: weighted_health, load variance 12.3 (threshold 50)
                 replica
             });
             let mut upstreams = upstream(&replicas.collect::<Vec<_>>());
+            upstreams[0]["failover"] = failover(Some(&detail));
             upstreams[0]["lanes"][0]["longest_queue"] = json!(most);
             let text = shown(upstreams);
             for line in text.lines() {

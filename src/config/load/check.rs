@@ -7,7 +7,7 @@ mod affinity;
 mod breaker;
 mod cache;
 mod discovery;
-mod failover;
+pub(super) mod failover;
 mod guard;
 mod protocol;
 mod redis_url;

@@ -71,12 +71,14 @@ pub struct Loaded {
 
 impl Loaded {
     /// What an operator should know before relying on this configuration: keys without effect, rules that no replica keeps, files that
-    /// this process cannot read, an administrative listener that others can reach. One line each, with place and key.
+    /// this process cannot read, an administrative listener that others can reach, clusters about which instances cannot
+    /// agree. One line each, with place and key.
     pub fn warnings(&self) -> Vec<String> {
         let mut findings = self.config.inactive();
         findings.extend(self.config.unplaced());
         findings.extend(check::unreadable_files(&self.config));
         findings.extend(check::open_admin(&self.config));
+        findings.extend(check::failover::decides_alone(&self.config));
         findings
             .iter()
             .map(|finding| finding.located(&self.tree))

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod breaker;
+mod failover;
 mod guard;
 mod lanes;
 mod redis;

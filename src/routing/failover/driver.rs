@@ -9,12 +9,13 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::instance::Instance;
-use super::metrics::UpstreamFailoverMetrics;
+use super::metrics::{Shown, UpstreamFailoverMetrics};
 use super::record::{Cause, Mode, Proposal, Record};
 use super::redis::Redis;
 use super::registry::{Alone, Registry, wall_ms};
 use super::watch::{Settings, Sight};
 use crate::routing::link::Link;
+use crate::routing::owners::Owners;
 use crate::routing::pool::Pool;
 use crate::types::cluster::{Cluster, Epoch};
 use crate::types::time::Clock;
@@ -29,15 +30,26 @@ const DOUBTS: u32 = 12;
 /// See the module.
 pub(in crate::routing) struct Failover {
     pool: Arc<Pool>,
+    owners: Arc<Owners>,
+    /// The share of a cluster that is enough, of one.
+    enough: f64,
     registry: Box<dyn Registry>,
     instance: Mutex<Instance>,
     doubts: Mutex<u32>,
-    /// Why the registry gave no answer the last time.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Trouble>,
     /// Has a permit once the registry has answered.
     heard: Semaphore,
     clock: Clock,
     metrics: UpstreamFailoverMetrics,
+}
+
+/// What keeps the epoch from being confirmed.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Why the registry gave no answer the last time.
+    why: Option<String>,
+    /// Whether that was said.
+    said: bool,
 }
 
 /// How failover of an upstream stands, as one instance sees it.
@@ -65,6 +77,8 @@ pub struct FailoverStatus {
     pub healthy: Option<Sight>,
     /// What this one sees.
     pub healthy_here: Option<Sight>,
+    /// Pieces of work whose cluster is remembered here.
+    pub owners: u64,
     /// How the epoch began.
     pub last_shift: Option<LastShift>,
 }
@@ -78,13 +92,32 @@ pub struct LastShift {
     pub by: String,
     /// When, in milliseconds of Unix time, by that instance's clock.
     pub at_ms: u64,
+    /// How long ago that is by the clock of this one.
+    pub seconds_ago: u64,
+}
+
+/// What an operator's wish has begun.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Steered {
+    /// The upstream, by its name in the configuration.
+    pub upstream: String,
+    /// The epoch that has begun.
+    pub epoch: Epoch,
+    /// The cluster that had the writes before.
+    pub before: Cluster,
+    /// The one that has them now.
+    pub active: Cluster,
+    /// Who says so from now on.
+    pub mode: Mode,
+    /// The share of that cluster's capacity that is healthy, if that is known.
+    pub healthy: Option<f64>,
 }
 
 /// Why an operator's wish was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SteerError {
     /// Nobody knows what the others do.
-    #[error("the epoch cannot be confirmed, so nothing was changed: {0}")]
+    #[error("it cannot be confirmed, so nothing has changed as far as is known: {0}")]
     Unconfirmed(String),
     /// Another epoch began at the same moment.
     #[error("another epoch has begun meanwhile; look at the upstreams and try again")]
@@ -94,7 +127,7 @@ pub enum SteerError {
 impl Failover {
     /// Nothing runs yet. `shared`: the connection to Redis and the prefix of keys there; without it the instance is alone.
     pub(in crate::routing) fn new(
-        pool: Arc<Pool>,
+        (pool, owners): (Arc<Pool>, Arc<Owners>),
         settings: Settings,
         name: &str,
         shared: Option<(Arc<Link>, &str)>,
@@ -110,6 +143,8 @@ impl Failover {
         let instance = Instance::new(name.to_owned(), settings, alone, wall_ms(&clock));
         let failover = Arc::new(Self {
             pool,
+            owners,
+            enough: settings.min_healthy,
             registry,
             instance: Mutex::new(instance),
             doubts: Mutex::default(),
@@ -137,6 +172,11 @@ impl Failover {
         }
     }
 
+    /// Who has work that outlives requests.
+    pub(in crate::routing) fn owners(&self) -> Arc<Owners> {
+        self.owners.clone()
+    }
+
     /// Returns once the registry has answered.
     pub(in crate::routing) async fn is_heard(&self) {
         let _ = self.heard.acquire().await;
@@ -146,19 +186,34 @@ impl Failover {
     ///
     /// # Errors
     /// When the registry does not confirm it: then nothing has changed, as far as is known.
-    pub(in crate::routing) async fn steer(&self, mode: Mode) -> Result<Epoch, SteerError> {
+    pub(in crate::routing) async fn steer(&self, mode: Mode) -> Result<Steered, SteerError> {
+        // So that what is proposed follows what all know now.
+        self.beat().await.map_err(SteerError::Unconfirmed)?;
         let wanted = self.instance.lock().steer(mode, wall_ms(&self.clock));
-        let never = || SteerError::Unconfirmed("Redis has never answered".to_owned());
-        let proposal = wanted.ok_or_else(never)?;
+        let proposal = wanted.ok_or(SteerError::Overtaken)?;
+        let before = proposal.from.cluster();
         let begun = self.propose(proposal).await.map_err(SteerError::Unconfirmed)?;
         self.stand();
-        begun.ok_or(SteerError::Overtaken)
+        let epoch = begun.ok_or(SteerError::Overtaken)?;
+        let active = epoch.cluster();
+        let [agreed, own] = self.instance.lock().sights(self.now());
+        Ok(Steered {
+            upstream: self.pool.name.clone(),
+            epoch,
+            before,
+            active,
+            mode,
+            healthy: agreed.or(own).map(|sight| sight.of(active)),
+        })
     }
 
     async fn beat(&self) -> Result<(), String> {
-        let sight = self.pool.sight();
+        let (sight, low) = self.pool.sight(self.enough);
         let sent = self.now();
-        let beat = self.instance.lock().beat(sight, sent, wall_ms(&self.clock));
+        let beat = self
+            .instance
+            .lock()
+            .beat((sight, low), sent, wall_ms(&self.clock));
         let heard = in_time(self.registry.beat(&beat)).await?;
         let (before, wanted, record) = {
             let mut instance = self.instance.lock();
@@ -196,7 +251,7 @@ impl Failover {
 
     /// Looks again at once where others see less than this instance does.
     fn doubt(&self, own: Sight) {
-        let [agreed, _] = self.instance.lock().sights();
+        let [agreed, _] = self.instance.lock().sights(self.now());
         let mut doubts = self.doubts.lock();
         let is_doubted =
             |cluster: &Cluster| agreed.is_some_and(|agreed| agreed.of(*cluster) + 0.01 < own.of(*cluster));
@@ -225,8 +280,8 @@ impl Failover {
             return;
         }
         self.metrics.shifted(details.cause);
-        let [agreed, _] = self.instance.lock().sights();
-        let share = |cluster| agreed.map(|sight| (100.0 * sight.of(cluster)).round());
+        let [agreed, own] = self.instance.lock().sights(self.now());
+        let share = |cluster| agreed.or(own).map(|sight| (100.0 * sight.of(cluster)).round());
         tracing::warn!(
             upstream,
             epoch,
@@ -242,37 +297,52 @@ impl Failover {
         );
     }
 
-    /// Says once what keeps the epoch from being confirmed, and once that it is over.
+    /// Says once what keeps the epoch from being confirmed, and once that it is over. The first beat of all may come
+    /// before there is a connection, of which nothing is said.
     fn note(&self, outcome: Result<(), String>) {
         let mut trouble = self.trouble.lock();
         let upstream = &*self.pool.name;
-        match (&*trouble, &outcome) {
-            (None, Err(why)) => tracing::warn!(upstream, "failover: the epoch cannot be confirmed: {why}"),
-            (Some(_), Ok(())) => tracing::info!(upstream, "failover: the epoch is confirmed again"),
+        let is_first = trouble.why.is_none() && self.heard.available_permits() == 0;
+        match &outcome {
+            Err(why) if !trouble.said && !is_first => {
+                trouble.said = true;
+                tracing::warn!(upstream, "failover: the epoch cannot be confirmed: {why}");
+            }
+            Ok(()) if std::mem::take(&mut trouble.said) => {
+                tracing::info!(upstream, "failover: the epoch is confirmed again");
+            }
             _ => {}
         }
-        *trouble = outcome.err();
+        trouble.why = outcome.err();
     }
 
     /// Has the pool go by how things stand now.
     fn stand(&self) {
+        // Held until the pool knows, so that of two callers the later one has the last word.
+        let instance = self.instance.lock();
+        self.pool.stand(instance.standing(self.now()));
+    }
+
+    /// Brings the gauges up to date.
+    pub(in crate::routing) fn refresh_gauges(&self) {
         let now = self.now();
         let instance = self.instance.lock();
         let standing = instance.standing(now);
-        self.metrics.show(
-            standing.active(),
-            instance.record().map_or(0, |record| record.epoch.0),
-            instance.holds_lease(),
-            instance.confirmed().map(|at| now.saturating_duration_since(at)),
-        );
-        let [agreed, own] = instance.sights();
+        self.metrics.show(&Shown {
+            epoch: instance.record().map_or(0, |record| record.epoch.0),
+            active: standing.active(),
+            mode: instance.mode(),
+            writes: standing.has_writes(),
+            lease: instance.holds_lease(),
+            confirmed: instance.confirmed().map(|at| now.saturating_duration_since(at)),
+            owners: self.owners.count(),
+        });
+        let [agreed, own] = instance.sights(now);
         if let Some(sight) = agreed.or(own) {
             for cluster in Cluster::ALL {
                 self.metrics.healthy(cluster, sight.of(cluster));
             }
         }
-        drop(instance);
-        self.pool.stand(standing);
     }
 
     /// How it stands.
@@ -281,11 +351,12 @@ impl Failover {
         let instance = self.instance.lock();
         let standing = instance.standing(now);
         let record = instance.record();
-        let [healthy, healthy_here] = instance.sights();
+        let [healthy, healthy_here] = instance.sights(now);
+        let wall_ms = wall_ms(&self.clock);
         FailoverStatus {
             epoch: record.map(|record| record.epoch),
             active: standing.active(),
-            mode: record.map(|record| record.details.mode).unwrap_or_default(),
+            mode: instance.mode(),
             writes: standing.has_writes(),
             instance: instance.name().to_owned(),
             holder: instance.holder().map(str::to_owned),
@@ -293,13 +364,15 @@ impl Failover {
             confirmed_ms_ago: instance
                 .confirmed()
                 .map(|at| now.saturating_duration_since(at).as_millis() as u64),
-            trouble: self.trouble.lock().clone(),
+            trouble: self.trouble.lock().why.clone(),
             healthy,
             healthy_here,
+            owners: self.owners.count(),
             last_shift: record.map(|record| LastShift {
                 cause: record.details.cause,
                 by: record.details.by.clone(),
                 at_ms: record.details.at_ms,
+                seconds_ago: wall_ms.saturating_sub(record.details.at_ms) / 1_000,
             }),
         }
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::record::{Beat, Cause, Details, Heard, Mode, Proposal, Record};
 use super::standing::{Standing, Writes};
-use super::watch::{Settings, Sight, Watch};
+use super::watch::{Look, Settings, Sight, Watch, together};
 use crate::types::cluster::{Cluster, Epoch};
 
 /// Writes are not held for a cluster that will get them later than this.
@@ -49,13 +49,21 @@ impl Instance {
     }
 
     /// Looks at the clusters; what to tell of that.
-    pub(super) fn beat(&mut self, sight: Sight, now: Instant, wall_ms: u64) -> Beat {
-        self.own.see(sight, now);
+    pub(super) fn beat(
+        &mut self,
+        (sight, low): (Sight, [Option<Instant>; 2]),
+        now: Instant,
+        wall_ms: u64,
+    ) -> Beat {
+        self.own.see(sight, low, now);
         let first = || Record::first(&self.name, wall_ms);
         Beat {
             instance: self.name.clone(),
             record: self.record.clone().unwrap_or_else(first),
-            sight,
+            look: Look {
+                sight,
+                low_ms: self.own.low_ms(now),
+            },
             // The reply took some time: it is later there by that. So what is told late does not count for longer.
             seen_ms: self
                 .store_time
@@ -65,8 +73,9 @@ impl Instance {
 
     /// Takes in what was heard to a beat that was sent at `sent`. Gives the epoch before if this is another.
     pub(super) fn hear(&mut self, heard: Heard, sent: Instant, now: Instant) -> Option<Epoch> {
-        if let Some(sight) = Sight::mean(heard.sights.into_iter()) {
-            self.agreed.see(sight, now);
+        if let Some(Look { sight, low_ms }) = together(&heard.looks) {
+            let ago = |ms| now.checked_sub(Duration::from_millis(ms));
+            self.agreed.see(sight, low_ms.map(|ms| ms.and_then(ago)), now);
         }
         self.holder = Some(heard.holder);
         self.store_time = Some((heard.at_ms, now));
@@ -133,19 +142,24 @@ impl Instance {
         };
         let (epoch, mode) = (record.epoch, record.details.mode);
         let active = epoch.cluster();
-        let is_confirmed = self.alone
-            || self
-                .confirmed
-                .is_some_and(|at| now.saturating_duration_since(at) <= self.settings.lease_ttl);
-        let (reads, writes) = if is_confirmed {
+        let (reads, writes) = if self.is_confirmed(now) {
             let hold = mode == Mode::Auto && self.settings.after <= LONGEST_HOLD;
             (active, Writes::Open { hold })
         } else if self.own.due(active, mode, now).is_some() {
             (active.other(), Writes::Refused(UNCONFIRMED))
+        } else if self.own.last().is_some_and(|sight| is_gone(sight, active)) {
+            // Nobody there would take it; to try would only be held against replicas that are known to be gone.
+            (active, Writes::Refused(UNCONFIRMED))
         } else {
             (active, Writes::Open { hold: false })
         };
         Standing { epoch, reads, writes }
+    }
+
+    /// Whether what the others do is known: heard a short time ago, or there are none.
+    fn is_confirmed(&self, now: Instant) -> bool {
+        let is_fresh = |at| now.saturating_duration_since(at) <= self.settings.lease_ttl;
+        self.alone || self.confirmed.is_some_and(is_fresh)
     }
 
     pub(super) fn record(&self) -> Option<&Record> {
@@ -168,10 +182,24 @@ impl Instance {
         self.confirmed
     }
 
-    /// What all see together, and what it sees itself.
-    pub(super) fn sights(&self) -> [Option<Sight>; 2] {
-        [self.agreed.last(), self.own.last()]
+    /// Who says where the writes go, as far as is known.
+    pub(super) fn mode(&self) -> Mode {
+        self.record
+            .as_ref()
+            .map(|record| record.details.mode)
+            .unwrap_or_default()
     }
+
+    /// What all see together, while they can be heard, and what it sees itself.
+    pub(super) fn sights(&self, now: Instant) -> [Option<Sight>; 2] {
+        let agreed = self.agreed.last().filter(|_| self.is_confirmed(now));
+        [agreed, self.own.last()]
+    }
+}
+
+/// Whether nothing is left of `cluster`, and something of the other.
+fn is_gone(sight: Sight, cluster: Cluster) -> bool {
+    sight.of(cluster) <= 0.0 && sight.of(cluster.other()) > 0.0
 }
 
 const UNCONFIRMED: &str = "the cluster that had the writes is not healthy, and it cannot be confirmed that another has \

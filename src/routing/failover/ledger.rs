@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::record::{Beat, Heard, Proposal, Record};
-use super::watch::Sight;
+use super::watch::Look;
 
 /// What an instance has seen counts for so long, in milliseconds.
 pub(super) const SIGHT_MS: u64 = 1_000;
@@ -15,7 +15,7 @@ pub(super) struct Ledger {
     record: Option<Record>,
     /// Who decides, and until when, in milliseconds.
     lease: Option<(String, u64)>,
-    sights: BTreeMap<String, (Sight, u64)>,
+    looks: BTreeMap<String, (Look, u64)>,
 }
 
 impl Ledger {
@@ -35,13 +35,13 @@ impl Ledger {
         if let Some(seen) = beat.seen_ms {
             // Who has heard of another store's clock does not count for longer.
             let seen = seen.min(now_ms);
-            self.sights.insert(beat.instance.clone(), (beat.sight, seen));
+            self.looks.insert(beat.instance.clone(), (beat.look, seen));
         }
-        self.sights.retain(|_, (_, at)| *at + SIGHT_MS > now_ms);
+        self.looks.retain(|_, (_, at)| *at + SIGHT_MS > now_ms);
         Heard {
             record,
             holder,
-            sights: self.sights.values().map(|(sight, _)| *sight).collect(),
+            looks: self.looks.values().map(|(look, _)| *look).collect(),
             at_ms: now_ms,
         }
     }
@@ -50,6 +50,12 @@ impl Ledger {
     #[cfg(test)]
     pub(super) fn epoch(&self) -> Option<crate::types::cluster::Epoch> {
         self.record.as_ref().map(|record| record.epoch)
+    }
+
+    /// Nobody decides any more.
+    #[cfg(test)]
+    pub(super) fn end_lease(&mut self) {
+        self.lease = None;
     }
 
     /// Begins the epoch that `proposal` wants, unless another has begun meanwhile or somebody else decides.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use super::record::Cause;
+use super::record::{Cause, Mode};
 use crate::types::cluster::Cluster;
 
 /// The metrics of all upstreams.
@@ -12,9 +12,12 @@ use crate::types::cluster::Cluster;
 pub(in crate::routing) struct FailoverMetrics {
     epoch: IntGaugeVec,
     active: IntGaugeVec,
+    held: IntGaugeVec,
+    writes: IntGaugeVec,
     lease: IntGaugeVec,
     confirmed: GaugeVec,
     healthy: GaugeVec,
+    owners: IntGaugeVec,
     shifts: IntCounterVec,
 }
 
@@ -23,10 +26,27 @@ pub(in crate::routing) struct FailoverMetrics {
 pub(in crate::routing) struct UpstreamFailoverMetrics {
     epoch: IntGauge,
     active: [IntGauge; 2],
+    held: IntGauge,
+    writes: IntGauge,
     lease: IntGauge,
     confirmed: Gauge,
     healthy: [Gauge; 2],
+    owners: IntGauge,
     shifts: [IntCounter; Cause::ALL.len()],
+}
+
+/// How an upstream stands.
+#[derive(Debug)]
+pub(super) struct Shown {
+    /// 0 while it is not known.
+    pub(super) epoch: u64,
+    pub(super) active: Cluster,
+    pub(super) mode: Mode,
+    pub(super) writes: bool,
+    pub(super) lease: bool,
+    /// How long ago.
+    pub(super) confirmed: Option<Duration>,
+    pub(super) owners: u64,
 }
 
 impl FailoverMetrics {
@@ -58,8 +78,18 @@ impl FailoverMetrics {
             )?,
             active: counted(
                 "dify_edge_failover_active",
-                "1 for the cluster that has the writes of an upstream.",
+                "1 for the cluster that has the writes of an upstream, as far as this instance knows.",
                 &cluster,
+            )?,
+            held: counted(
+                "dify_edge_failover_held",
+                "1 while an operator holds the writes of an upstream at one cluster.",
+                &upstream,
+            )?,
+            writes: counted(
+                "dify_edge_failover_writes_open",
+                "1 while writes to an upstream are served, 0 while they are refused because nobody knows where they belong.",
+                &upstream,
             )?,
             lease: counted(
                 "dify_edge_failover_lease_held",
@@ -73,8 +103,13 @@ impl FailoverMetrics {
             )?,
             healthy: measured(
                 "dify_edge_failover_healthy",
-                "Share of a cluster's capacity that is healthy, as all instances see it together.",
+                "Share of a cluster's capacity that is healthy, as all instances see it together, or this one when it cannot hear them.",
                 &cluster,
+            )?,
+            owners: counted(
+                "dify_edge_failover_owners",
+                "Pieces of work whose cluster is remembered here.",
+                &upstream,
             )?,
             shifts,
         })
@@ -85,23 +120,29 @@ impl FailoverMetrics {
         UpstreamFailoverMetrics {
             epoch: self.epoch.with_label_values(&[upstream]),
             active: Cluster::ALL.map(|cluster| self.active.with_label_values(&of(cluster))),
+            held: self.held.with_label_values(&[upstream]),
+            writes: self.writes.with_label_values(&[upstream]),
             lease: self.lease.with_label_values(&[upstream]),
             confirmed: self.confirmed.with_label_values(&[upstream]),
             healthy: Cluster::ALL.map(|cluster| self.healthy.with_label_values(&of(cluster))),
+            owners: self.owners.with_label_values(&[upstream]),
             shifts: Cause::ALL.map(|cause| self.shifts.with_label_values(&[upstream, cause.as_str()])),
         }
     }
 }
 
 impl UpstreamFailoverMetrics {
-    pub(super) fn show(&self, active: Cluster, epoch: u64, lease: bool, confirmed: Option<Duration>) {
-        self.epoch.set(epoch as i64);
+    pub(super) fn show(&self, shown: &Shown) {
+        self.epoch.set(shown.epoch as i64);
         for cluster in Cluster::ALL {
-            self.active[cluster as usize].set(i64::from(cluster == active));
+            self.active[cluster as usize].set(i64::from(cluster == shown.active));
         }
-        self.lease.set(i64::from(lease));
+        self.held.set(i64::from(shown.mode != Mode::Auto));
+        self.writes.set(i64::from(shown.writes));
+        self.lease.set(i64::from(shown.lease));
         self.confirmed
-            .set(confirmed.map_or(-1.0, |since| since.as_secs_f64()));
+            .set(shown.confirmed.map_or(-1.0, |since| since.as_secs_f64()));
+        self.owners.set(shown.owners as i64);
     }
 
     pub(super) fn healthy(&self, cluster: Cluster, share: f64) {

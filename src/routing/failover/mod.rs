@@ -20,7 +20,7 @@ mod tests;
 mod watch;
 
 pub(super) use driver::{Failover, instance_name};
-pub use driver::{FailoverStatus, LastShift, SteerError};
+pub use driver::{FailoverStatus, LastShift, SteerError, Steered};
 pub(super) use metrics::FailoverMetrics;
 pub use record::{Cause, Mode};
 pub(super) use standing::{Course, Standing, Wish, gone};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::watch::Sight;
+use super::watch::Look;
 use crate::types::cluster::{Cluster, Epoch};
 
 /// Who says where the writes go.
@@ -108,7 +108,7 @@ pub(super) struct Beat {
     /// What it knows, in case that the store has forgotten; without it the first record.
     pub(super) record: Record,
     /// What it sees of the clusters,
-    pub(super) sight: Sight,
+    pub(super) look: Look,
     /// and when, in milliseconds by the store's clock: never later than it was. Without it what it sees does not count.
     pub(super) seen_ms: Option<u64>,
 }
@@ -120,7 +120,7 @@ pub(super) struct Heard {
     /// Who decides.
     pub(super) holder: String,
     /// What those saw of late who have told.
-    pub(super) sights: Vec<Sight>,
+    pub(super) looks: Vec<Look>,
     /// The time in the store, in milliseconds.
     pub(super) at_ms: u64,
 }

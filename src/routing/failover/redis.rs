@@ -18,7 +18,7 @@ use fred::types::Value;
 use super::ledger::SIGHT_MS;
 use super::record::{Beat, Details, Heard, Proposal, Record};
 use super::registry::{Registry, Reply};
-use super::watch::Sight;
+use super::watch::{Look, Sight};
 use crate::routing::link::Link;
 use crate::types::cluster::Epoch;
 
@@ -82,11 +82,11 @@ impl Redis {
     }
 
     fn run(&self, script: &'static str, keys: usize, arguments: Vec<String>) -> Reply<Value> {
-        let (client, keys) = (self.link.client(), self.keys[..keys].to_vec());
+        let (link, keys) = (self.link.clone(), self.keys[..keys].to_vec());
         Box::pin(async move {
-            let client = client.ok_or("there is no connection")?;
-            let reply = client.eval::<Value, _, _, _>(script, keys, arguments).await;
-            reply.map_err(|error| error.to_string())
+            let client = link.client().ok_or("there is no connection")?;
+            let reply = link.reply(client.eval::<Value, _, _, _>(script, keys, arguments));
+            reply.await.map_err(|error| error.to_string())
         })
     }
 }
@@ -101,7 +101,7 @@ impl Registry for Redis {
                 beat.instance.clone(),
                 beat.record.epoch.0.to_string(),
                 details,
-                format!("{:.4} {:.4}", beat.sight.primary, beat.sight.standby),
+                written(&beat.look),
                 self.lease_ms.to_string(),
                 SIGHT_MS.to_string(),
                 beat.seen_ms.map(|seen| seen.to_string()).unwrap_or_default(),
@@ -137,24 +137,40 @@ fn heard(reply: Value) -> Option<Heard> {
     };
     let holder = next()?;
     let at_ms = next()?.parse().ok()?;
-    let sights: Option<Vec<Sight>> = parts.map(|text| sight(&text?)).collect();
+    let looks: Option<Vec<Look>> = parts.map(|text| look(&text?)).collect();
     Some(Heard {
         record,
         holder,
-        sights: sights?,
+        looks: looks?,
         at_ms,
     })
 }
 
-fn sight(text: &str) -> Option<Sight> {
-    let (primary, standby) = text.split_once(' ')?;
-    let share = |text: &str| {
-        text.parse::<f64>()
-            .ok()
-            .filter(|share| (0.0..=1.0).contains(share))
+/// `0.5000 1.0000 1250 -`: the shares of both clusters, and for how long they have been too low.
+fn written(look: &Look) -> String {
+    let [primary, standby] = look
+        .low_ms
+        .map(|low| low.map_or_else(|| "-".to_owned(), |low| low.to_string()));
+    let sight = look.sight;
+    format!("{:.4} {:.4} {primary} {standby}", sight.primary, sight.standby)
+}
+
+fn look(text: &str) -> Option<Look> {
+    let mut words = text.split(' ');
+    let mut share = || {
+        let share = words.next()?.parse::<f64>().ok();
+        share.filter(|share| (0.0..=1.0).contains(share))
     };
-    Some(Sight {
-        primary: share(primary)?,
-        standby: share(standby)?,
+    let sight = Sight {
+        primary: share()?,
+        standby: share()?,
+    };
+    let mut low = || match words.next()? {
+        "-" => Some(None),
+        ms => ms.parse().ok().map(Some),
+    };
+    Some(Look {
+        sight,
+        low_ms: [low()?, low()?],
     })
 }

@@ -32,6 +32,19 @@ pub(in crate::routing) struct Wish {
     pub(in crate::routing) safe: bool,
     /// The work that it is about: the epoch in which that was begun, and how strongly it belongs there.
     pub(in crate::routing) owner: Option<(WorkKind, Epoch, Bond)>,
+    /// Whether the other cluster can go on with that work when its own is gone.
+    pub(in crate::routing) may_move: bool,
+}
+
+impl Wish {
+    /// Of a request that is about no work.
+    pub(in crate::routing) fn plain(safe: bool) -> Self {
+        Self {
+            safe,
+            owner: None,
+            may_move: false,
+        }
+    }
 }
 
 /// Where a request goes.

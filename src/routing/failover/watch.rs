@@ -28,7 +28,7 @@ impl Sight {
     }
 
     /// The mean of several; that of none is nothing.
-    pub(super) fn mean(sights: impl ExactSizeIterator<Item = Self>) -> Option<Self> {
+    fn mean(sights: impl ExactSizeIterator<Item = Self>) -> Option<Self> {
         let count = sights.len() as f64;
         let sum = sights.reduce(|one, other| Self {
             primary: one.primary + other.primary,
@@ -39,6 +39,29 @@ impl Sight {
             standby: sum.standby / count,
         })
     }
+}
+
+/// What an instance tells the others of the clusters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Look {
+    pub(super) sight: Sight,
+    /// For how long there has been less than enough of each cluster, in milliseconds, if there is.
+    pub(super) low_ms: [Option<u64>; 2],
+}
+
+/// What several see together: the mean, and of those who see too little of a cluster the one who has for the shortest
+/// time.
+pub(super) fn together(looks: &[Look]) -> Option<Look> {
+    let shortest = |cluster| {
+        looks
+            .iter()
+            .filter_map(|look| look.low_ms[cluster as usize])
+            .min()
+    };
+    Some(Look {
+        sight: Sight::mean(looks.iter().map(|look| look.sight))?,
+        low_ms: Cluster::ALL.map(shortest),
+    })
 }
 
 /// What is configured.
@@ -69,6 +92,8 @@ const LONGEST_GAP: Duration = Duration::from_secs(1);
 pub(super) struct Watch {
     settings: Settings,
     last: Option<(Sight, Instant)>,
+    /// Nobody looked for a while before this.
+    begun: Option<Instant>,
     /// Since when less than enough of a cluster is healthy, without a break.
     low: [Option<Instant>; 2],
     /// Since when enough of it is.
@@ -80,22 +105,25 @@ impl Watch {
         Self {
             settings,
             last: None,
+            begun: None,
             low: [None; 2],
             well: [None; 2],
         }
     }
 
-    /// Takes a look at the clusters into account.
-    pub(super) fn see(&mut self, sight: Sight, now: Instant) {
+    /// Takes a look at the clusters into account. `low`: since when there seems to be too little of them, if that was
+    /// known later than it was so.
+    pub(super) fn see(&mut self, sight: Sight, low: [Option<Instant>; 2], now: Instant) {
         let is_gap = |(_, at): (Sight, Instant)| now.saturating_duration_since(at) > LONGEST_GAP;
-        if self.last.replace((sight, now)).is_some_and(is_gap) {
+        if self.last.replace((sight, now)).is_none_or(is_gap) {
             // Nobody knows what was meanwhile.
-            (self.low, self.well) = ([None; 2], [None; 2]);
+            (self.low, self.well, self.begun) = ([None; 2], [None; 2], Some(now));
         }
+        let since = low.map(|low| low.unwrap_or(now).clamp(self.begun.unwrap_or(now), now));
         for cluster in Cluster::ALL {
             let (low, well) = (&mut self.low[cluster as usize], &mut self.well[cluster as usize]);
             if sight.of(cluster) < self.settings.min_healthy {
-                (*low, *well) = (low.or(Some(now)), None);
+                (*low, *well) = (low.or(Some(since[cluster as usize])), None);
             } else {
                 (*low, *well) = (None, well.or(Some(now)));
             }
@@ -104,6 +132,12 @@ impl Watch {
 
     pub(super) fn last(&self) -> Option<Sight> {
         self.last.map(|(sight, _)| sight)
+    }
+
+    /// For how long there has been too little of each cluster, in milliseconds, if there is.
+    pub(super) fn low_ms(&self, now: Instant) -> [Option<u64>; 2] {
+        let for_ms = |since: Instant| now.saturating_duration_since(since).as_millis() as u64;
+        self.low.map(|low| low.map(for_ms))
     }
 
     /// Why the writes should go to the cluster that is not `active`, if they should.
@@ -146,7 +180,7 @@ mod tests {
         for half in 0..=2 * last {
             let shares = looks.iter().rev().find(|(second, ..)| 2 * second <= half);
             let (_, primary, standby) = *shares.expect("they begin at 0");
-            watch.see(Sight { primary, standby }, at(half));
+            watch.see(Sight { primary, standby }, [None; 2], at(half));
         }
         watch.due(active, mode, at(2 * last))
     }
@@ -175,13 +209,51 @@ mod tests {
         };
         let mut due_at = |ms| {
             let now = start + Duration::from_millis(ms);
-            watch.see(dead, now);
+            watch.see(dead, [None; 2], now);
             watch.due(Cluster::Primary, Mode::Auto, now)
         };
         assert!((0..5).all(|second| due_at(1_000 * second).is_none()));
         assert_eq!(due_at(5_100), None);
         assert!((6..10).all(|second| due_at(1_000 * second + 100).is_none()));
         assert_eq!(due_at(10_100), Some(Cause::Unhealthy));
+    }
+
+    #[test]
+    fn what_lasted_before_it_was_known_counts_but_not_what_was_while_nobody_looked() {
+        let start = Clock::System.now().monotonic;
+        let at = |ms| start + Duration::from_millis(ms);
+        let sight = |primary| Sight {
+            primary,
+            standby: 1.0,
+        };
+        let mut watch = Watch::new(SETTINGS);
+        for half in 0..8 {
+            watch.see(sight(1.0), [None; 2], at(500 * half));
+        }
+        watch.see(sight(0.0), [Some(at(200)), None], at(4_000));
+        assert_eq!(watch.low_ms(at(4_000)), [Some(3_800), None]);
+        assert_eq!(watch.due(Cluster::Primary, Mode::Auto, at(5_100)), None);
+        let due = watch.due(Cluster::Primary, Mode::Auto, at(5_200));
+        assert_eq!(due, Some(Cause::Unhealthy));
+        // It stood still itself, and everything that it had asked timed out meanwhile.
+        watch.see(sight(1.0), [None; 2], at(5_500));
+        watch.see(sight(0.0), [Some(at(5_500)), None], at(90_000));
+        assert_eq!(watch.low_ms(at(90_000)), [Some(0), None]);
+    }
+
+    #[test]
+    fn of_those_who_see_too_little_the_latest_says_since_when() {
+        let look = |primary, low| Look {
+            sight: Sight {
+                primary,
+                standby: 1.0,
+            },
+            low_ms: [low, None],
+        };
+        let all = together(&[look(0.0, Some(900)), look(0.0, Some(300)), look(1.0, None)]).unwrap();
+        assert!((all.sight.primary - 1.0 / 3.0).abs() < 1e-9);
+        assert_eq!(all.low_ms, [Some(300), None]);
+        assert_eq!(together(&[]), None);
     }
 
     #[test]

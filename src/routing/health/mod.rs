@@ -10,6 +10,7 @@ pub mod resources;
 pub mod score;
 pub mod scrape;
 pub mod signals;
+pub(super) mod silence;
 pub mod tcp;
 
 /// `x` from 0 to `most`; NaN is 0.

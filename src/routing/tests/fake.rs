@@ -7,7 +7,7 @@ use super::*;
 /// What a replica does with requests and probes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Mood {
-    /// Answers after that time.
+    /// Answers after that time, what begins with `/heavy` after ten times as much.
     Answers(Duration),
     Refuses,
     Resets,
@@ -16,6 +16,8 @@ pub(super) enum Mood {
     Says(u16),
     /// Answers with this report of its load.
     Reports(&'static str),
+    /// Answers with these pieces of JSON.
+    Tells(&'static [&'static str]),
     /// Answers with some content, and after that time with its end or this failure.
     Streams(Duration, Option<FailureKind>),
 }
@@ -70,7 +72,8 @@ impl Fake {
         let result = match mood {
             Mood::Answers(after) => {
                 let stream = fetch.lane == Lane::Generation;
-                sleep(if stream { STREAM } else { after }).await;
+                let heavy = if fetch.template == "/heavy" { 10 } else { 1 };
+                sleep(if stream { STREAM } else { heavy * after }).await;
                 Ok(Response::new(Body::Empty))
             }
             Mood::Refuses => Err(Failure::new(FailureKind::ConnectFailed, "")),
@@ -87,6 +90,12 @@ impl Fake {
             Mood::Reports(report) => {
                 let fields = Response::builder().header("endpoint-load-metrics", report);
                 Ok(fields.body(Body::Empty).unwrap())
+            }
+            Mood::Tells(pieces) => {
+                let frame = |piece: &'static str| Ok(Frame::data(Bytes::from_static(piece.as_bytes())));
+                let body = Body::stream(StreamBody::new(stream::iter(pieces.iter().copied().map(frame))));
+                let fields = Response::builder().header("content-type", "application/json");
+                Ok(fields.body(body).unwrap())
             }
             Mood::Streams(after, failure) => Ok(Response::new(streaming(after, failure))),
         };

@@ -93,6 +93,19 @@ async fn a_replica_whose_probes_alone_fail_is_not_probed_without_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replica_is_silent_since_the_request_that_waits_for_it_was_begun_not_since_its_probes_fail() {
+    let rig = Rig::new(unprobed(1, 1));
+    rig.fake.mood(0, FROZEN);
+    rig.start();
+    let began = tokio::time::Instant::now();
+    let read = rig.send_request(request(Method::GET, ""), &[], Some(Duration::from_secs(30)));
+    assert!(read.await.unwrap_err().replica_unhealthy);
+    assert_eq!(rig.healthy(), [false, true]);
+    assert!(began.elapsed() > Duration::from_secs(4));
+    assert_eq!(rig.replica(0).silent_since(), Some(began));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_without_answer_calls_a_probe_after_a_second_or_half_its_time() {
     for (total, probed) in [(None, 1_000), (Some(5_000), 1_000), (Some(1_500), 750)] {
         let rig = Rig::new(unprobed(1, 0));

@@ -34,6 +34,47 @@ async fn streams_leave_slots_for_pages() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn streams_files_and_fetches_in_the_background_leave_slots_for_pages_together() {
+    for (slots, held) in [(10, [7, 1, 0]), (8, [5, 1, 0]), (2, [1, 0, 0]), (1, [1, 0, 0])] {
+        let rig = Arc::new(Rig::new(config(1, 0, slots, 100)));
+        rig.fake.mood(0, Mood::Answers(Duration::from_secs(60)));
+        let lanes = [Lane::Generation, Lane::Upload, Lane::Background];
+        let mut waiting = Vec::new();
+        for of in lanes {
+            for _ in 0..slots {
+                let (rig, path) = (rig.clone(), format!("/{}", of.as_str()));
+                waiting.push(tokio::spawn(async move { rig.send(&path, &[], None).await }));
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(lanes.map(|of| lane(&rig, of).in_flight), held, "{slots} slots");
+        rig.fake.mood(0, QUICK);
+        let start = Clock::System.now().monotonic;
+        let page = rig.send("/", &[], Some(1)).await;
+        assert_eq!(page.is_ok(), slots > 1);
+        if slots > 1 {
+            assert_eq!(Clock::System.now().monotonic - start, Duration::from_millis(1));
+        }
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_is_allowed_all_slots_has_all_of_them() {
+    let mut config = config(1, 0, 10, 100);
+    config.lanes.upload.limit = Ratio(1.0);
+    let rig = Rig::new(config);
+    rig.fake.mood(0, Mood::Answers(Duration::from_secs(10)));
+    let mut files: Vec<_> = (0..20)
+        .map(|_| Box::pin(rig.send("/upload", &[], None)))
+        .collect();
+    for file in &mut files {
+        assert!(futures_util::poll!(file).is_pending());
+    }
+    assert_eq!(lane(&rig, Lane::Upload).in_flight, 10);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_asks_for_much_waits_for_himself() {
     let rig = Rig::new(config(1, 0, 1, 100));
     rig.fake.mood(0, Mood::Answers(Duration::from_millis(10)));

@@ -4,6 +4,7 @@
 
 mod breaker;
 mod discovery;
+mod failover;
 mod fake;
 mod frozen;
 mod lanes;
@@ -58,6 +59,11 @@ use crate::types::{Body, Failure, FailureKind};
 fn lane_of(path: &str) -> Lane {
     let named = |lane: &Lane| path[1..].starts_with(lane.as_str());
     Lane::ALL.into_iter().find(named).unwrap_or(Lane::Short)
+}
+
+/// The route that a path is of.
+fn template_of(path: &str) -> &'static str {
+    if path.starts_with("/heavy") { "/heavy" } else { "/" }
 }
 
 /// The caller whose number is the query.
@@ -120,20 +126,24 @@ impl Rig {
     }
 
     fn build(config: UpstreamConfig, breaker: &BreakerConfig, zone: Option<&str>) -> Self {
-        let registry = prometheus::Registry::new();
-        let metrics = RoutingMetrics::register(&registry).unwrap();
-        let fake = Fake::default();
-        *fake.moods.lock() = vec![QUICK; config.replicas.len() + config.standby.len()];
-        let names = Names::default();
-        let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
-        let config = Config {
+        Self::of(&Config {
             upstreams: Upstreams::from([("api".to_owned(), config)]),
             zone: zone.map(str::to_owned),
             circuit_breaker: breaker.clone(),
             ..Config::default()
-        };
+        })
+    }
+
+    fn of(config: &Config) -> Self {
+        let registry = prometheus::Registry::new();
+        let metrics = RoutingMetrics::register(&registry).unwrap();
+        let fake = Fake::default();
+        let api = &config.upstreams["api"];
+        *fake.moods.lock() = vec![QUICK; api.replicas.len() + api.standby.len()];
+        let names = Names::default();
+        let resolver: Arc<dyn Resolve> = Arc::new(names.clone());
         let (layer, control) =
-            RoutingLayer::with_resolver(&config, Clock::System, &metrics, &resolver).unwrap();
+            RoutingLayer::with_resolver(config, Clock::System, &metrics, &resolver).unwrap();
         Self {
             routing: layer.layer(fake.clone()),
             fake,
@@ -178,6 +188,18 @@ impl Rig {
         total: Option<Duration>,
         placing: Placing,
     ) -> (Result<Response<Body>, FailedAttempt>, Option<usize>) {
+        self.about(request, avoid, total, placing, Works::default()).await
+    }
+
+    /// The same of a request that has to do with these works.
+    async fn about(
+        &self,
+        request: Request<Body>,
+        avoid: &[usize],
+        total: Option<Duration>,
+        placing: Placing,
+        works: Works,
+    ) -> (Result<Response<Body>, FailedAttempt>, Option<usize>) {
         let (parts, body) = request.into_parts();
         let attempt = Attempt {
             fetch: Arc::new(FetchHead {
@@ -188,10 +210,11 @@ impl Rig {
                 },
                 upstream: UpstreamId(0),
                 class: RouteClass::Listing,
+                template: template_of(parts.uri.path()),
                 lane: lane_of(parts.uri.path()),
                 principal: caller_of(parts.uri.query()),
                 parts,
-                works: Works::default(),
+                works,
                 timeouts: Timeouts { total, idle: None },
                 deadline: total.map(|total| Clock::System.now().monotonic + total),
             }),
@@ -216,7 +239,8 @@ impl Rig {
 
     /// Something is learnt about the replica at `place`.
     fn learn(&self, place: usize, event: Event) {
-        self.control.pools[0].learn(&self.replica(place), event);
+        let now = Clock::System.now().monotonic;
+        self.control.pools[0].learn(&self.replica(place), event, now);
     }
 
     fn status(&self) -> UpstreamStatus {

@@ -1,5 +1,7 @@
 //! Scores as requests and probes make them, and what balancing by them does.
 
+use http_body_util::BodyExt;
+
 use super::*;
 use crate::config::upstreams::BalancePolicy;
 
@@ -55,6 +57,44 @@ async fn failures_and_probes_bring_a_score_down_and_a_replica_that_is_back_start
     );
     sleep(Duration::from_secs(30)).await;
     assert_eq!(rig.status().replicas[0].score, 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_that_take_longer_than_others_of_their_class_leave_scores_as_they_are() {
+    let mut config = config(4, 0, 10, 10);
+    config.balance.policy = BalancePolicy::WeightedHealth;
+    for (place, replica) in config.replicas.iter_mut().enumerate() {
+        replica.zone = Some(["home", "away"][place % 2].to_owned());
+    }
+    let rig = Rig::build(config, &BreakerConfig::default(), Some("home"));
+    (0..4).for_each(|place| rig.fake.mood(place, Mood::Answers(Duration::from_millis(20))));
+    let mut least = 1.0_f64;
+    for number in 0..300 {
+        // One in three, in no order that anybody follows.
+        let path = if number * number % 7 < 2 { "/heavy" } else { "/" };
+        rig.send(path, &[], Some(5)).await.unwrap();
+        let scores = rig.status().replicas.into_iter().map(|it| it.score);
+        least = scores.fold(least, f64::min);
+    }
+    assert!(least > 0.9, "{least}");
+    assert!(
+        rig.fake.replicas().iter().all(|replica| replica % 2 == 0),
+        "none left its zone"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_break_off_bring_a_score_down() {
+    let rig = by_health(1);
+    let second = Duration::from_secs(1);
+    rig.fake
+        .mood(0, Mood::Streams(second, Some(FailureKind::UpstreamReset)));
+    for _ in 0..10 {
+        let response = rig.get().await.unwrap();
+        assert!(response.into_body().collect().await.is_err());
+    }
+    let broken = rig.status().replicas.remove(0);
+    assert!(broken.score_parts.errors < 0.2, "{broken:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -88,6 +88,7 @@ impl Rig {
                 },
                 upstream: UpstreamId(0),
                 class: RouteClass::Passthrough,
+                template: "*",
                 lane: Lane::Short,
                 principal: None,
                 works: Works::default(),

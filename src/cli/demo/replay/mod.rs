@@ -46,6 +46,23 @@ pub struct ReplayOptions {
     pub address: Option<SocketAddr>,
     /// Whether `Date` is the present time instead of the captured one. Default no.
     pub fresh_date: bool,
+    /// Who is told what is carried out. Default nobody.
+    pub witness: Option<Witness>,
+}
+
+/// Is told of requests that carry a field, once each has its slot and before anything of its answer is sent.
+#[derive(Clone)]
+pub struct Witness {
+    /// The name of the field.
+    pub field: &'static str,
+    /// Is called with its value.
+    pub tell: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Witness of {}", self.field)
+    }
 }
 
 impl Default for ReplayOptions {
@@ -56,6 +73,7 @@ impl Default for ReplayOptions {
             time_scale: 1.0,
             address: None,
             fresh_date: false,
+            witness: None,
         }
     }
 }
@@ -253,6 +271,11 @@ impl Shared {
         // The semaphore is never closed.
         let Ok(_slot) = slot else { return false };
         let _serving = self.in_flight.enter();
+        if let Some(witness) = &self.options.witness
+            && let Some(value) = request.field(witness.field)
+        {
+            (witness.tell)(&value);
+        }
         let end = match self.library.find(request) {
             Some(record) => self.replay(connection, record).await,
             None => match connection.write(&unmatched(request, &self.library)).await {

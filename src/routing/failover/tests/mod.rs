@@ -41,6 +41,7 @@ fn history(forgets: bool) -> impl Strategy<Value = Vec<Step>> {
         4 => (instance(), network()).prop_map(|(at, network)| Step::ToRedis(at, network)),
         2 => (instance(), cluster(), any::<bool>()).prop_map(|(at, cluster, works)| Step::ToCluster(at, cluster, works)),
         4 => (cluster(), 0u32..=4).prop_map(|(cluster, healthy)| Step::Healthy(cluster, healthy)),
+        1 => (instance(), 0u64..4_500).prop_map(|(at, ms)| Step::Notices(at, ms)),
         1 => instance().prop_map(Step::Restart),
         1 => (instance(), any::<bool>()).prop_map(|(at, runs)| Step::Runs(at, runs)),
         1 => any::<bool>().prop_map(Step::Redis),
@@ -103,6 +104,24 @@ fn an_instance_that_hears_nothing_serves_reads_by_its_own_sight_and_sends_writes
 }
 
 #[test]
+fn an_instance_that_hears_nothing_tries_no_write_where_nobody_is_left() {
+    let mut world = World::new(false);
+    let steps = [
+        Step::Wait(2_000),
+        Step::ToRedis(0, Network::Down),
+        Step::Wait(4_000),
+        Step::Healthy(Cluster::Primary, 1),
+        Step::Wait(500),
+    ];
+    world.play_only(&steps).expect("all promises hold");
+    assert_eq!(world.writes(0), Some(Cluster::Primary));
+    world
+        .play_only(&[Step::Healthy(Cluster::Primary, 0), Step::Wait(500)])
+        .expect("all promises hold");
+    assert_eq!((world.writes(0), world.reads(0)), (None, Cluster::Primary));
+}
+
+#[test]
 fn a_cluster_that_one_instance_alone_cannot_reach_keeps_the_writes() {
     let mut world = World::new(false);
     let steps = [
@@ -127,6 +146,22 @@ fn an_instance_that_has_never_heard_refuses_writes_and_serves_reads() {
     ];
     world.play_only(&steps).expect("all promises hold");
     assert_eq!((world.writes(0), world.reads(0)), (None, Cluster::Primary));
+}
+
+#[test]
+fn a_shift_takes_no_longer_when_it_takes_long_to_know_that_a_cluster_hangs() {
+    let mut world = World::new(false);
+    let notices = (0..INSTANCES).map(|at| Step::Notices(at, 4_300 + 100 * at as u64));
+    let mut steps: Vec<_> = notices.collect();
+    steps.extend([
+        Step::Wait(2_000),
+        Step::Healthy(Cluster::Primary, 0),
+        Step::Wait(world::SETTINGS_AFTER_MS + 1_000),
+    ]);
+    world.play_only(&steps).expect("all promises hold");
+    for at in 0..INSTANCES {
+        assert_eq!(world.writes(at), Some(Cluster::Standby));
+    }
 }
 
 #[test]

@@ -49,6 +49,8 @@ pub(super) enum Step {
     ToRedis(usize, Network),
     ToCluster(usize, Cluster, bool),
     Healthy(Cluster, u32),
+    /// From now on an instance notices late, by so much, that a cluster is gone.
+    Notices(usize, u64),
     /// An instance forgets everything.
     Restart(usize),
     Runs(usize, bool),
@@ -83,6 +85,10 @@ struct Running {
     network: Network,
     reaches: [bool; 2],
     next_beat: u64,
+    /// How long it takes to notice that too little of a cluster is left.
+    notices_after: u64,
+    /// Since when there is too little of each for it.
+    low_since: [Option<u64>; 2],
     /// Since when every question was answered at once.
     works_since: u64,
     /// What it heard last in this life, and when it had asked.
@@ -123,6 +129,8 @@ impl World {
             network: Network::Works,
             reaches: [true; 2],
             next_beat: 70 * at as u64,
+            notices_after: 0,
+            low_since: [None; 2],
             works_since: 0,
             heard: None,
             highest: Epoch(0),
@@ -157,6 +165,7 @@ impl World {
             self.running[at].network = Network::Works;
             self.running[at].reaches = [true; 2];
             self.running[at].runs = true;
+            self.running[at].notices_after = 0;
         }
         // An operator's wish may be on its way.
         self.wait(2_500)?;
@@ -177,6 +186,7 @@ impl World {
                 Step::ToRedis(at, network) => self.running[at].network = network,
                 Step::ToCluster(at, cluster, works) => self.running[at].reaches[cluster as usize] = works,
                 Step::Healthy(cluster, healthy) => self.healthy[cluster as usize] = healthy,
+                Step::Notices(at, ms) => self.running[at].notices_after = ms,
                 Step::Restart(at) => {
                     let running = &mut self.running[at];
                     running.life += 1;
@@ -228,7 +238,9 @@ impl World {
 
     fn tick(&mut self) -> Result<(), String> {
         for at in 0..INSTANCES {
-            let (now, sight) = (self.at(self.now), self.sight(at));
+            let now = self.at(self.now);
+            self.look(at);
+            let sight = self.noticed(at);
             let running = &mut self.running[at];
             if running.network != Network::Works {
                 running.works_since = self.now;
@@ -370,8 +382,7 @@ impl World {
         let fail = |what: String| Err(format!("instance {at} at {} ms: {what}", self.now));
         let running = &self.running[at];
         let standing = running.instance.standing(self.at(self.now));
-        let wish = |safe| Wish { safe, owner: None };
-        if standing.course(wish(true)).is_err() {
+        if standing.course(Wish::plain(true)).is_err() {
             return fail("a read is refused".into());
         }
         let epoch = running.instance.record().map(|record| record.epoch);
@@ -385,7 +396,7 @@ impl World {
                 self.stored.0
             ));
         }
-        let Ok(course) = standing.course(wish(false)) else {
+        let Ok(course) = standing.course(Wish::plain(false)) else {
             if self.redis_runs && works > FOLLOW_MS {
                 return fail("a write is refused although Redis answers".into());
             }
@@ -444,12 +455,11 @@ impl World {
 
     /// Where the writes of an instance go.
     pub(super) fn writes(&self, at: usize) -> Option<Cluster> {
-        let wish = Wish {
-            safe: false,
-            owner: None,
-        };
         let standing = self.running[at].instance.standing(self.at(self.now));
-        standing.course(wish).ok().map(|course| course.first)
+        standing
+            .course(Wish::plain(false))
+            .ok()
+            .map(|course| course.first)
     }
 
     /// Where its reads go first.
@@ -459,6 +469,36 @@ impl World {
 
     pub(super) fn holder(&self) -> Option<usize> {
         self.running.iter().position(|it| it.instance.holds_lease())
+    }
+
+    /// Takes note since when there is too little of a cluster for an instance.
+    fn look(&mut self, at: usize) {
+        let (sight, now) = (self.sight(at), self.now);
+        for cluster in Cluster::ALL {
+            let since = &mut self.running[at].low_since[cluster as usize];
+            *since = (sight.of(cluster) < SETTINGS.min_healthy).then(|| since.unwrap_or(now));
+        }
+    }
+
+    /// What an instance has noticed of the clusters, and since when it now knows that there is too little of them.
+    fn noticed(&self, at: usize) -> (Sight, [Option<Instant>; 2]) {
+        let running = &self.running[at];
+        let known = |cluster: Cluster| {
+            let since = running.low_since[cluster as usize];
+            since.filter(|since| since + running.notices_after <= self.now)
+        };
+        let share = |cluster: Cluster| match (running.low_since[cluster as usize], known(cluster)) {
+            (Some(_), None) => 1.0,
+            _ => self.sight(at).of(cluster),
+        };
+        let sight = Sight {
+            primary: share(Cluster::Primary),
+            standby: share(Cluster::Standby),
+        };
+        (
+            sight,
+            Cluster::ALL.map(|cluster| known(cluster).map(|since| self.at(since))),
+        )
     }
 
     fn sight(&self, at: usize) -> Sight {

@@ -16,6 +16,8 @@ pub struct Slow {
     /// Where it listens.
     pub address: SocketAddr,
     delay: watch::Sender<Option<Duration>>,
+    /// Roads that were made before so many cuts carry nothing.
+    cuts: watch::Sender<usize>,
     task: JoinHandle<()>,
 }
 
@@ -31,7 +33,8 @@ impl Slow {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let delay = watch::Sender::new(Some(Duration::ZERO));
-        let settings = delay.clone();
+        let (settings, cuts) = (delay.clone(), watch::Sender::new(0));
+        let made = cuts.subscribe();
         let task = tokio::spawn(async move {
             let mut roads = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
@@ -40,16 +43,38 @@ impl Slow {
                 };
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
                 let (near, far) = (near.into_split(), far.into_split());
-                roads.spawn(lane(near.0, far.1, Arc::new(settings.clone())));
-                roads.spawn(lane(far.0, near.1, Arc::new(settings.clone())));
+                for (from, to) in [(near.0, far.1), (far.0, near.1)] {
+                    let (lane, mut cut) = (lane(from, to, Arc::new(settings.clone())), made.clone());
+                    cut.mark_unchanged();
+                    roads.spawn(async move {
+                        tokio::pin!(lane);
+                        tokio::select! {
+                            () = &mut lane => {}
+                            _ = cut.changed() => {
+                                // Its ends stay open, and nobody is told.
+                                std::future::pending::<()>().await;
+                            }
+                        }
+                    });
+                }
             }
         });
-        Self { address, delay, task }
+        Self {
+            address,
+            delay,
+            cuts,
+            task,
+        }
     }
 
     /// From now on what goes back takes so long.
     pub fn delay(&self, delay: Duration) {
         self.delay.send_replace(Some(delay));
+    }
+
+    /// From now on nothing gets through on the connections that are there; nobody is told. New ones work.
+    pub fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
     /// From now on nothing gets through; nobody is told.
