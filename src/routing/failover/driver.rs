@@ -12,7 +12,7 @@ use super::instance::Instance;
 use super::metrics::{Shown, UpstreamFailoverMetrics};
 use super::record::{Cause, Mode, Proposal, Record};
 use super::redis::Redis;
-use super::registry::{Alone, Registry, wall_ms};
+use super::registry::{Alone, DEADLINE, Registry, wall_ms};
 use super::watch::{Settings, Sight};
 use crate::routing::link::Link;
 use crate::routing::owners::Owners;
@@ -22,8 +22,6 @@ use crate::types::time::Clock;
 
 /// From one beat to the next: all follow within this and the time of one answer.
 const BEAT: Duration = Duration::from_millis(250);
-/// The longest that one question to the registry may take.
-const DEADLINE: Duration = Duration::from_millis(400);
 /// When others see less health, this instance probes at once: so many beats in a row, then it believes itself.
 const DOUBTS: u32 = 12;
 
@@ -189,7 +187,7 @@ impl Failover {
     pub(in crate::routing) async fn steer(&self, mode: Mode) -> Result<Steered, SteerError> {
         // So that what is proposed follows what all know now.
         self.beat().await.map_err(SteerError::Unconfirmed)?;
-        let wanted = self.instance.lock().steer(mode, wall_ms(&self.clock));
+        let wanted = self.instance.lock().steer(mode, self.now(), wall_ms(&self.clock));
         let proposal = wanted.ok_or(SteerError::Overtaken)?;
         let before = proposal.from.cluster();
         let begun = self.propose(proposal).await.map_err(SteerError::Unconfirmed)?;

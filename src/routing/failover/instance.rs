@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::record::{Beat, Cause, Details, Heard, Mode, Proposal, Record};
+use super::registry::DEADLINE;
 use super::standing::{Standing, Writes};
 use super::watch::{Look, Settings, Sight, Watch, together};
 use crate::types::cluster::{Cluster, Epoch};
@@ -65,10 +66,14 @@ impl Instance {
                 low_ms: self.own.low_ms(now),
             },
             // The reply took some time: it is later there by that. So what is told late does not count for longer.
-            seen_ms: self
-                .store_time
-                .map(|(ms, heard)| ms + now.saturating_duration_since(heard).as_millis() as u64),
+            seen_ms: self.store_ms(now),
         }
+    }
+
+    /// The time in the store, in milliseconds, as far as it is known; it may be later there by the time of one reply.
+    fn store_ms(&self, now: Instant) -> Option<u64> {
+        let (ms, heard) = self.store_time?;
+        Some(ms + now.saturating_duration_since(heard).as_millis() as u64)
     }
 
     /// Takes in what was heard to a beat that was sent at `sent`. Gives the epoch before if this is another.
@@ -100,26 +105,25 @@ impl Instance {
         let record = self.record.as_ref().filter(|_| self.holds_lease())?;
         let active = record.epoch.cluster();
         let cause = self.agreed.due(active, record.details.mode, now)?;
-        Some(self.proposal(record, active.other(), record.details.mode, cause, wall_ms, true))
+        let mode = record.details.mode;
+        self.proposal(record, (active.other(), mode, cause), true, (now, wall_ms))
     }
 
     /// What an operator wants. `None` while it is not known which epoch this is.
-    pub(super) fn steer(&self, mode: Mode, wall_ms: u64) -> Option<Proposal> {
+    pub(super) fn steer(&self, mode: Mode, now: Instant, wall_ms: u64) -> Option<Proposal> {
         let record = self.record.as_ref()?;
         let cluster = mode.cluster().unwrap_or(record.epoch.cluster());
-        Some(self.proposal(record, cluster, mode, Cause::Operator, wall_ms, false))
+        self.proposal(record, (cluster, mode, Cause::Operator), false, (now, wall_ms))
     }
 
     fn proposal(
         &self,
         before: &Record,
-        cluster: Cluster,
-        mode: Mode,
-        cause: Cause,
-        at_ms: u64,
+        (cluster, mode, cause): (Cluster, Mode, Cause),
         leased: bool,
-    ) -> Proposal {
-        Proposal {
+        (now, at_ms): (Instant, u64),
+    ) -> Option<Proposal> {
+        Some(Proposal {
             instance: self.name.clone(),
             from: before.epoch,
             record: Record {
@@ -132,7 +136,8 @@ impl Instance {
                 },
             },
             leased,
-        }
+            until_ms: self.store_ms(now)? + DEADLINE.as_millis() as u64,
+        })
     }
 
     /// Where requests go now.

@@ -58,7 +58,8 @@ impl Ledger {
         self.lease = None;
     }
 
-    /// Begins the epoch that `proposal` wants, unless another has begun meanwhile or somebody else decides.
+    /// Begins the epoch that `proposal` wants, unless another has begun meanwhile, somebody else decides, or it
+    /// comes too late.
     pub(super) fn propose(&mut self, proposal: &Proposal, now_ms: u64) -> bool {
         let is_holder = self
             .lease
@@ -68,7 +69,7 @@ impl Ledger {
             .record
             .as_ref()
             .is_some_and(|record| record.epoch == proposal.from);
-        let may = is_last && (is_holder || !proposal.leased);
+        let may = is_last && (is_holder || !proposal.leased) && now_ms <= proposal.until_ms;
         if may {
             self.record = Some(proposal.record.clone());
         }

@@ -133,4 +133,7 @@ pub(super) struct Proposal {
     pub(super) record: Record,
     /// Whether it may only be the holder's.
     pub(super) leased: bool,
+    /// Until when it may begin, in milliseconds by the store's clock: who proposed it gives up waiting then, and says that
+    /// nothing has changed.
+    pub(super) until_ms: u64,
 }

@@ -54,11 +54,13 @@ end
 return reply
 ";
 
-/// KEYS: record, lease. ARGV: instance, the epoch before, the new one, its details, whether the lease is needed.
-/// Gives whether it has begun.
+/// KEYS: record, lease. ARGV: instance, the epoch before, the new one, its details, whether the lease is needed, and until
+/// when it may begin. Gives whether it has begun.
 const PROPOSE: &str = r"
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
 if ARGV[5] == '1' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+local time = redis.call('TIME')
+if time[1] * 1000 + math.floor(time[2] / 1000) > tonumber(ARGV[6]) then return 0 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[3], 'details', ARGV[4])
 return 1
 ";
@@ -121,6 +123,7 @@ impl Registry for Redis {
                 proposal.record.epoch.0.to_string(),
                 details,
                 u8::from(proposal.leased).to_string(),
+                proposal.until_ms.to_string(),
             ],
         );
         Box::pin(async move { Ok(reply.await?.as_u64() == Some(1)) })

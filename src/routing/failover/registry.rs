@@ -1,11 +1,16 @@
 //! Where the instances of an upstream meet: [`Registry`], and the one that an instance has to itself.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::ledger::Ledger;
 use super::record::{Beat, Heard, Proposal};
 use crate::types::time::Clock;
+
+/// The longest that one question to a registry may take.
+pub(super) const DEADLINE: Duration = Duration::from_millis(400);
 
 /// What an answer of a registry is: an error means that nothing is known.
 pub(super) type Reply<T> = BoxFuture<'static, Result<T, String>>;

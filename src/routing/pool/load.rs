@@ -60,11 +60,17 @@ impl Pool {
         (Sight { primary, standby }, [low, standby_low])
     }
 
-    /// How evenly the replicas of the cluster that has the writes are loaded, by requests in flight at each place.
+    /// How evenly the replicas of the cluster that has the writes are loaded, those that serve, by requests in flight at
+    /// each place.
     pub(in crate::routing) fn spread(&self, in_flight: &[usize]) -> Spread {
         let active = self.state.lock().slots.standing.active();
         let members = self.members.all();
-        let serving = members.filter(|(_, replica)| replica.cluster == active && !replica.is_leaving());
+        let serving = members.filter(|(_, replica)| {
+            replica.cluster == active
+                && !replica.is_leaving()
+                && replica.is_healthy()
+                && replica.door.is_closed()
+        });
         Spread::of(serving.map(|(place, replica)| 100.0 * replica.share(at(in_flight, place))))
     }
 

@@ -54,7 +54,8 @@ enum Step {
     /// An instance that knows this epoch tells what it saw so many milliseconds ago, if it can say when.
     Beat(usize, u64, Option<u64>),
     /// An instance wants one epoch after another, by its lease or by an operator.
-    Propose(usize, u64, u64, bool),
+    /// The last: whether it comes too late.
+    Propose(usize, u64, u64, bool, bool),
     /// The lease ends.
     Expire,
 }
@@ -63,8 +64,8 @@ fn step() -> impl Strategy<Value = Step> {
     let ago = prop_oneof![Just(None), Just(Some(0)), Just(Some(300)), Just(Some(60_000))];
     prop_oneof![
         5 => (0..3usize, 1..8u64, ago).prop_map(|(at, epoch, ago)| Step::Beat(at, epoch, ago)),
-        4 => (0..3usize, 1..8u64, 1..3u64, any::<bool>())
-            .prop_map(|(at, from, more, leased)| Step::Propose(at, from, from + more, leased)),
+        4 => (0..3usize, 1..8u64, 1..3u64, any::<bool>(), prop::bool::weighted(0.2))
+            .prop_map(|(at, from, more, leased, late)| Step::Propose(at, from, from + more, leased, late)),
         1 => Just(Step::Expire),
     ]
 }
@@ -132,13 +133,14 @@ async fn the_scripts_in_redis_do_what_the_ledger_does() {
                     let expected = ledger.beat(&beat, LEASE_MS, now);
                     assert_eq!(sorted(heard), sorted(expected), "{step:?}");
                 }
-                Step::Propose(at, from, to, leased) => {
+                Step::Propose(at, from, to, leased, late) => {
                     let instance = format!("edge-{at}");
                     let proposal = Proposal {
                         from: Epoch(from),
                         record: record(to, &instance),
                         instance,
                         leased,
+                        until_ms: if late { now.saturating_sub(1) } else { now + 60_000 },
                     };
                     let begun = redis.propose(&proposal).await.expect("an answer");
                     assert_eq!(begun, ledger.propose(&proposal, now), "{step:?}");

@@ -11,6 +11,7 @@ use super::INSTANCES;
 use crate::routing::failover::instance::Instance;
 use crate::routing::failover::ledger::Ledger;
 use crate::routing::failover::record::{Beat, Cause, Heard, Mode, Proposal, Record};
+use crate::routing::failover::registry::DEADLINE;
 use crate::routing::failover::standing::Wish;
 use crate::routing::failover::watch::{Settings, Sight};
 use crate::types::cluster::{Cluster, Epoch};
@@ -26,7 +27,7 @@ const SETTINGS: Settings = Settings {
 const LEASE_MS: u64 = 3_000;
 const TICK_MS: u64 = 50;
 const BEAT_MS: u64 = 250;
-const DEADLINE_MS: u64 = 400;
+const DEADLINE_MS: u64 = DEADLINE.as_millis() as u64;
 /// Within this all follow.
 const FOLLOW_MS: u64 = 1_000;
 const REPLICAS: u32 = 4;
@@ -222,7 +223,10 @@ impl World {
 
     fn steer(&mut self, at: usize, mode: Mode) {
         let running = &self.running[at];
-        let wanted = running.instance.steer(mode, self.now).filter(|_| running.runs);
+        let wanted = running
+            .instance
+            .steer(mode, self.at(self.now), self.now)
+            .filter(|_| running.runs);
         if let Some(proposal) = wanted {
             self.send(at, Message::Propose(proposal));
         }
@@ -297,7 +301,7 @@ impl World {
                     .redis_runs
                     .then(|| Message::Heard(self.ledger.beat(beat, LEASE_MS, self.now))),
                 Message::Propose(proposal) => {
-                    let begun = self.redis_runs && self.propose(proposal)?;
+                    let begun = self.redis_runs && self.propose(proposal, flight.sent)?;
                     begun.then(|| Message::Begun(proposal.record.clone()))
                 }
                 Message::Heard(_) | Message::Begun(_) => {
@@ -323,10 +327,14 @@ impl World {
         Ok(())
     }
 
-    fn propose(&mut self, proposal: &Proposal) -> Result<bool, String> {
+    fn propose(&mut self, proposal: &Proposal, sent: u64) -> Result<bool, String> {
         let before = self.ledger.clone();
         let begun = self.ledger.propose(proposal, self.now);
         if begun {
+            if sent + DEADLINE_MS < self.now {
+                let late = self.now - sent;
+                return Err(format!("{proposal:?} began {late} ms after it was asked for"));
+            }
             self.snapshots.push(before);
             let (record, from) = (&proposal.record, proposal.from.cluster());
             self.say(|| format!("begun: {record:?}"));
