@@ -38,8 +38,8 @@ struct Args {
     /// redis-lost, relapse, holder-killed, steered.
     #[arg(long, default_value = "")]
     only: String,
-    /// `health_check.interval` of the instances.
-    #[arg(long, default_value = "1s")]
+    /// `health_check.interval` of the instances: as it is without configuration, unless it is said.
+    #[arg(long, default_value = "5s")]
     interval: String,
     /// Make partitions with relays, even where the machine allows namespaces.
     #[arg(long)]

@@ -62,15 +62,10 @@ impl World {
                 ("@INTERVAL@".to_owned(), ground.interval.clone()),
                 ("@REDIS@".to_owned(), network.redis_seen(number).to_string()),
             ];
-            for replica in 0..REPLICAS {
-                values.push((
-                    format!("@PRIMARY_{replica}@"),
-                    network.primary_seen(replica).to_string(),
-                ));
-                values.push((
-                    format!("@STANDBY_{replica}@"),
-                    standby[replica].address.to_string(),
-                ));
+            for (place, replica) in standby.iter().enumerate() {
+                let primary = network.primary_seen(place).to_string();
+                values.push((format!("@PRIMARY_{place}@"), primary));
+                values.push((format!("@STANDBY_{place}@"), replica.address.to_string()));
             }
             instances.push(Some(Instance::start(
                 &ground.edge,

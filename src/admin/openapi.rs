@@ -125,6 +125,7 @@ mod tests {
             "UpstreamStatus",
             UpstreamStatus {
                 name: String::new(),
+                protocol: crate::config::UpstreamProtocol::H2c,
                 policy: BalancePolicy::RoundRobin,
                 lanes: Vec::new(),
                 load_variance: 0.0,

@@ -88,7 +88,8 @@ impl Classifier {
             decision.timeouts.total = Some(total.map_or(limit, |total| total.min(limit)));
         }
         // A method of gRPC has no answer to GET that could be kept.
-        if !method.is_safe() && !(is_grpc && decision.template == UNKNOWN) {
+        let keeps_all = method.is_safe() || is_grpc && decision.template == UNKNOWN;
+        if !keeps_all {
             decision
                 .invalidates
                 .push(Tag::of(TagKind::Target, path.as_bytes()));

@@ -25,6 +25,7 @@ pub use super::observed::{FirstByte, LastError};
 use super::pool::{self, LaneLoad, Pool};
 use super::replica::{Blueprint, Replica};
 use super::{discovery, probe, scrape, tcp_state};
+use crate::config::UpstreamProtocol;
 use crate::config::upstreams::{BalancePolicy, DiscoveryConfig};
 use crate::types::cluster::Cluster;
 use crate::types::request::Dispatch;
@@ -61,6 +62,8 @@ pub struct NotSteered {
 pub struct UpstreamStatus {
     /// Its name in the configuration.
     pub name: String,
+    /// What is spoken to its replicas.
+    pub protocol: UpstreamProtocol,
     /// How a replica is chosen.
     pub policy: BalancePolicy,
     /// What waits for a slot, and what has one, by sort of request.
@@ -130,13 +133,14 @@ pub struct ReplicaStatus {
 impl RoutingControl {
     /// All upstreams in name order.
     pub fn snapshot(&self) -> Vec<UpstreamStatus> {
+        let spoken = self.blueprints.iter().map(|blueprint| blueprint.protocol);
         let upstreams = self
             .pools
             .iter()
-            .zip(self.policies.iter())
+            .zip(spoken.zip(self.policies.iter().copied()))
             .zip(self.failovers.iter());
-        let status = |((pool, policy), failover): ((_, &_), &Option<Arc<Failover>>)| {
-            status(pool, *policy, failover.as_ref().map(|it| it.status()))
+        let status = |((pool, settings), failover): ((_, _), &Option<Arc<Failover>>)| {
+            status(pool, settings, failover.as_ref().map(|it| it.status()))
         };
         upstreams.map(status).collect()
     }
@@ -266,7 +270,11 @@ impl RoutingControl {
     }
 }
 
-fn status(pool: &Arc<Pool>, policy: BalancePolicy, failover: Option<FailoverStatus>) -> UpstreamStatus {
+fn status(
+    pool: &Arc<Pool>,
+    (protocol, policy): (UpstreamProtocol, BalancePolicy),
+    failover: Option<FailoverStatus>,
+) -> UpstreamStatus {
     let now = pool.now();
     let (in_flight, lanes) = pool.load();
     let load_variance = pool.spread(&in_flight).variance;
@@ -298,6 +306,7 @@ fn status(pool: &Arc<Pool>, policy: BalancePolicy, failover: Option<FailoverStat
     replicas.sort_by_key(|replica| replica.standby);
     UpstreamStatus {
         name: pool.name.clone(),
+        protocol,
         policy,
         load_variance,
         load_variance_threshold: THRESHOLD,
