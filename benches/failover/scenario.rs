@@ -83,6 +83,11 @@ impl Fault {
         !matches!(self, Self::Half | Self::CutOff)
     }
 
+    /// Whether the writes come back by themselves.
+    pub(crate) fn returns(self) -> bool {
+        self.shifts() && self != Self::Steered
+    }
+
     /// Instances that cannot follow while the fault lasts.
     pub(crate) fn except(self) -> &'static [usize] {
         match self {
@@ -148,7 +153,8 @@ pub(crate) async fn play(world: &mut World, load: &Load, fault: Fault) -> Result
         world.start_primary(REPLICAS)?;
         sleep(Duration::from_secs(3)).await;
         world.kill_primary(REPLICAS);
-        sleep(CALM).await;
+        // Nobody has a reason to ask it: only a probe can tell.
+        sleep(Duration::from_secs(6)).await;
     }
     if fault == Fault::CutOffAndKilled {
         world.cut(Link::Redis(CUT_OFF), false)?;

@@ -7,12 +7,14 @@ use crate::judge::Row;
 
 /// The longest that the last instance may take to follow to the standby, in seconds.
 const SHIFT: f64 = 6.0;
+/// `failback.after` of the instances, in seconds.
+const BACK: f64 = 10.0;
 
 /// All of it, and whether every goal is met.
 pub(crate) fn render(rows: &[Row]) -> (String, bool) {
     let mut text = String::from(
         "| what happens | writes sent | acknowledged | failed visibly | of these carried out | lost | doubled | \
-         misplaced | reads | failed | shift, s: first, p50, last | back, s: last | longest read, s | \
+         misplaced | reads | failed | shift, s: first, p50, last | back, s: first, last | longest read, s | \
          longest write, s |\n|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for row in rows {
@@ -34,9 +36,7 @@ pub(crate) fn render(rows: &[Row]) -> (String, bool) {
             row.reads,
             list(&row.reads_failed),
             shift(&row.shift),
-            row.back
-                .last()
-                .map_or("–".to_owned(), |last| format!("{last:.1}")),
+            back(&row.back),
             row.longest_read,
             row.longest_write,
         );
@@ -49,6 +49,13 @@ pub(crate) fn render(rows: &[Row]) -> (String, bool) {
 fn shift(shift: &[f64]) -> String {
     match (shift.first(), shift.get(shift.len() / 2), shift.last()) {
         (Some(first), Some(middle), Some(last)) => format!("{first:.2}, {middle:.2}, {last:.2}"),
+        _ => "–".to_owned(),
+    }
+}
+
+fn back(back: &[f64]) -> String {
+    match (back.first(), back.last()) {
+        (Some(first), Some(last)) => format!("{first:.1}, {last:.1}"),
         _ => "–".to_owned(),
     }
 }
@@ -99,6 +106,16 @@ fn goals(rows: &[Row]) -> (String, bool) {
             &format!("from the fault to the last instance that follows: at most {SHIFT:.0} s"),
             format!("{last:.2} s"),
             all_follow && last <= SHIFT,
+        );
+    }
+    let returning = || rows.iter().filter(|row| row.fault.returns());
+    let first = returning().filter_map(|row| row.back.first());
+    let first = first.copied().fold(f64::INFINITY, f64::min);
+    if returning().next().is_some() {
+        goal(
+            &format!("from the end of the fault to the first that returns: at least {BACK:.0} s"),
+            format!("{first:.2} s"),
+            first >= BACK,
         );
     }
     (text, all_met)
