@@ -164,7 +164,7 @@ fn call(path: &str) -> http::request::Builder {
 }
 
 fn framed(message: &str) -> Full<Bytes> {
-    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let length = u32::try_from(message.len()).expect("a short one").to_be_bytes();
     Full::from([&[0], &length[..], message.as_bytes()].concat())
 }
 
