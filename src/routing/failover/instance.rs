@@ -148,7 +148,10 @@ impl Instance {
         let (epoch, mode) = (record.epoch, record.details.mode);
         let active = epoch.cluster();
         let (reads, writes) = if self.is_confirmed(now) {
-            let hold = mode == Mode::Auto && self.settings.after <= LONGEST_HOLD;
+            // What no other sees is no reason for a shift, so there is nothing to wait for.
+            let is_alone_in_it = self.own.due(active, mode, now).is_some()
+                && self.agreed.low_ms(now)[active as usize].is_none();
+            let hold = mode == Mode::Auto && self.settings.after <= LONGEST_HOLD && !is_alone_in_it;
             (active, Writes::Open { hold })
         } else if self.own.due(active, mode, now).is_some() {
             (active.other(), Writes::Refused(UNCONFIRMED))

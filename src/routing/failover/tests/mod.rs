@@ -133,6 +133,12 @@ fn a_cluster_that_one_instance_alone_cannot_reach_keeps_the_writes() {
     for at in 0..INSTANCES {
         assert_eq!(world.writes(at), Some(Cluster::Primary));
     }
+    // It waited for the others to see the same, and then no longer.
+    assert!(!world.holds_writes(0) && world.holds_writes(1));
+    let mut world = World::new(false);
+    let steps = [&steps[..2], &[Step::Wait(3_000)]].concat();
+    world.play_only(&steps).expect("all promises hold");
+    assert!(world.holds_writes(0));
 }
 
 #[test]

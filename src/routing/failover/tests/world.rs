@@ -470,6 +470,14 @@ impl World {
             .map(|course| course.first)
     }
 
+    /// Whether its writes wait while their cluster is gone and the other is well.
+    pub(super) fn holds_writes(&self, at: usize) -> bool {
+        let standing = self.running[at].instance.standing(self.at(self.now));
+        standing
+            .course(Wish::plain(false))
+            .is_ok_and(|course| course.hold)
+    }
+
     /// Where its reads go first.
     pub(super) fn reads(&self, at: usize) -> Cluster {
         self.running[at].instance.standing(self.at(self.now)).reads
