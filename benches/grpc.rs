@@ -1,8 +1,9 @@
 //! Unary gRPC calls at a fixed rate: straight to a server, and through dify-edge that speaks HTTP/2 or HTTP/1.1 to it.
 //!
 //! `cargo bench --bench grpc` prints the table of README.md in this folder. Client and server are tonic's; only what is
-//! spoken between proxy and server differs. Calls begin when they are due, whether others have ended or not, and their
-//! time counts from then. What is compared takes its turn in one run.
+//! spoken between proxy and server differs. Calls begin when they are due, whether others have ended or not (at the next
+//! tick of the runtime's clock, a millisecond), and their time counts from then. What is compared takes its turn in one
+//! run.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 #![allow(clippy::disallowed_methods, reason = "it measures real time")]
 
@@ -173,11 +174,12 @@ async fn calls(clients: &[Channel], rate: u32, seconds: u32) -> (Vec<Duration>, 
             sleep_until(due).await;
         }
         let client = clients[number as usize % clients.len()].clone();
+        let begun = Instant::now();
         under_way.spawn(async move {
             let is_well = tokio::time::timeout(PATIENCE, call(client))
                 .await
                 .is_ok_and(|it| it.is_ok());
-            (due.elapsed(), is_well)
+            (begun.elapsed(), is_well)
         });
     }
     let ended = under_way.join_all().await;
