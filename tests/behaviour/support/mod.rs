@@ -15,6 +15,7 @@ pub mod known;
 pub mod metrics;
 pub mod origin;
 pub mod postgres;
+pub mod raw;
 pub mod redis;
 pub mod wire;
 
