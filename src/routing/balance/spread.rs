@@ -16,8 +16,9 @@ impl Spread {
     /// The spread of `loads`, each in percent; zeros when there are none.
     pub fn of(loads: impl Iterator<Item = f64> + Clone) -> Self {
         let count = loads.clone().count().max(1) as f64;
-        let mean = loads.clone().sum::<f64>() / count;
-        let variance = loads.map(|load| (load - mean).powi(2)).sum::<f64>() / count;
+        // The sum of nothing is -0.
+        let mean = 0.0 + loads.clone().sum::<f64>() / count;
+        let variance = 0.0 + loads.map(|load| (load - mean).powi(2)).sum::<f64>() / count;
         Self { mean, variance }
     }
 }
@@ -32,7 +33,9 @@ mod tests {
         let spread = Spread::of([85.0, 60.0, 90.0, 45.0, 70.0].into_iter());
         assert_eq!((spread.mean, spread.variance), (70.0, 270.0));
         assert!(spread.variance > THRESHOLD);
-        assert_eq!(Spread::of([].into_iter()), Spread::default());
+        let none = Spread::of([].into_iter());
+        assert_eq!(none, Spread::default());
+        assert!(none.variance.is_sign_positive());
     }
 
     proptest! {

@@ -14,6 +14,9 @@ use crate::types::cluster::{Cluster, Epoch};
 /// Writes are not held for a cluster that will get them later than this.
 const LONGEST_HOLD: Duration = Duration::from_secs(10);
 
+/// How much longer than `after` it may have been so when all come to know that there is too little of a cluster.
+const LONGEST_DOUBT: Duration = Duration::from_secs(1);
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(super) struct Instance {
@@ -79,8 +82,13 @@ impl Instance {
     /// Takes in what was heard to a beat that was sent at `sent`. Gives the epoch before if this is another.
     pub(super) fn hear(&mut self, heard: Heard, sent: Instant, now: Instant) -> Option<Epoch> {
         if let Some(Look { sight, low_ms }) = together(&heard.looks) {
-            let ago = |ms| now.checked_sub(Duration::from_millis(ms));
-            self.agreed.see(sight, low_ms.map(|ms| ms.and_then(ago)), now);
+            // What has been known for longer was not enough while others saw it otherwise: it begins with their leaving.
+            let known = self.settings.after + LONGEST_DOUBT;
+            let since = |ms: Option<u64>| {
+                let lasts = Duration::from_millis(ms?);
+                now.checked_sub(lasts).filter(|_| lasts <= known)
+            };
+            self.agreed.see(sight, low_ms.map(since), now);
         }
         self.holder = Some(heard.holder);
         self.store_time = Some((heard.at_ms, now));

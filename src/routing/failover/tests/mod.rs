@@ -142,6 +142,23 @@ fn a_cluster_that_one_instance_alone_cannot_reach_keeps_the_writes() {
 }
 
 #[test]
+fn what_one_instance_alone_has_seen_for_long_begins_to_count_when_the_others_are_gone() {
+    let mut world = World::new(false);
+    let steps = [
+        Step::Wait(1_000),
+        Step::ToCluster(0, Cluster::Primary, false),
+        Step::Wait(20_000),
+        Step::Runs(1, false),
+        Step::Runs(2, false),
+        Step::Wait(world::SETTINGS_AFTER_MS),
+    ];
+    world.play_only(&steps).expect("all promises hold");
+    assert_eq!(world.writes(0), Some(Cluster::Primary));
+    world.play_only(&[Step::Wait(2_000)]).expect("all promises hold");
+    assert_eq!(world.writes(0), Some(Cluster::Standby));
+}
+
+#[test]
 fn an_instance_that_has_never_heard_refuses_writes_and_serves_reads() {
     let mut world = World::new(false);
     let steps = [
