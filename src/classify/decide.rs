@@ -255,7 +255,11 @@ fn unknown(
         principal: principal::principal(Who::Unknown, headers),
         fills: Tags::new(),
         invalidates,
-        lane: Lane::Short,
+        // What is switched to another protocol is held for as long as somebody has a page open.
+        lane: match target.is_dify && headers.contains_key(UPGRADE) {
+            true => Lane::Generation,
+            false => Lane::Short,
+        },
         timeouts: target.timeouts(Limit::Idle, None),
         wants_user: false,
         background: Background::None,

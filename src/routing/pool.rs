@@ -35,7 +35,7 @@ use crate::types::cluster::{Bond, Cluster, Epoch};
 use crate::types::outcome::RouteClass;
 use crate::types::request::{FetchHead, Lane};
 use crate::types::time::Clock;
-use crate::types::{Failure, FailureKind};
+use crate::types::{Failure, FailureKind, grpc};
 
 pub(super) use load::LaneLoad;
 use slots::Slots;
@@ -236,6 +236,11 @@ impl Pool {
                 outcome
             }
             Ok(Err(_)) => Err(too_many()),
+            // The caller of gRPC has said how long the whole may take, and is told that it did.
+            Err(_) if fetch.deadline == Some(limit) && grpc::is_grpc(&fetch.parts.headers) => {
+                let detail = "the time for the call passed while it waited for a connection to the upstream";
+                Err(Failure::new(FailureKind::UpstreamTimeout, detail))
+            }
             Err(_) => Err(Failure::new(
                 FailureKind::Overloaded,
                 "every connection to the upstream is in use; the wait for one ran out",

@@ -8,7 +8,7 @@ use crate::config::{RouteConfig, UpstreamConfig};
 use crate::types::FailureKind;
 use crate::types::ids::{Principal, Tag, TagKind};
 use crate::types::outcome::RouteClass;
-use crate::types::request::{CacheClass, UpstreamId};
+use crate::types::request::{CacheClass, Lane, UpstreamId};
 
 #[test]
 fn a_path_that_is_not_exactly_a_template_gets_no_cached_class() {
@@ -132,6 +132,15 @@ fn a_key_and_a_visitor_with_the_same_text_are_two_principals() {
     let one = decide_with("GET /v1/info", &fields(&[("authorization", "Bearer a")]));
     let other = decide_with("GET /nope", &fields(&[("authorization", "Bearer a")]));
     assert_ne!(one.principal, other.principal);
+}
+
+#[test]
+fn what_is_held_for_as_long_as_a_page_is_open_takes_no_slot_of_pages() {
+    let mut headers = super::credentials();
+    let line = "GET /socket.io/?transport=websocket";
+    assert_eq!(decide_with(line, &headers).lane, Lane::Short);
+    headers.insert(http::header::UPGRADE, http::HeaderValue::from_static("websocket"));
+    assert_eq!(decide_with(line, &headers).lane, Lane::Generation);
 }
 
 #[test]

@@ -34,6 +34,25 @@ async fn streams_leave_slots_for_pages() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_of_grpc_whose_time_passes_in_the_queue_has_exceeded_its_deadline() {
+    let rig = Rig::new(config(1, 0, 1, 100));
+    rig.fake.mood(0, Mood::Answers(Duration::from_secs(60)));
+    let ask = async |kind: &str| {
+        let request = Request::post("/").header("content-type", kind);
+        let request = request.body(Body::Empty).unwrap();
+        rig.send_request(request, &[], Some(Duration::from_secs(1))).await
+    };
+    let asked = tokio::join!(
+        ask("text/plain"),
+        ask("application/grpc"),
+        ask("application/json")
+    );
+    assert!(asked.0.is_ok());
+    assert_eq!(asked.1.unwrap_err().failure.kind, FailureKind::UpstreamTimeout);
+    assert_eq!(asked.2.unwrap_err().failure.kind, FailureKind::Overloaded);
+}
+
+#[tokio::test(start_paused = true)]
 async fn streams_files_and_fetches_in_the_background_leave_slots_for_pages_together() {
     for (slots, held) in [(10, [7, 1, 0]), (8, [5, 1, 0]), (2, [1, 0, 0]), (1, [1, 0, 0])] {
         let rig = Arc::new(Rig::new(config(1, 0, slots, 100)));
