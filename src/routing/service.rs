@@ -6,7 +6,7 @@
 //! because they may be carried out.
 
 use std::convert::Infallible;
-use std::future::{Future, pending};
+use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -249,6 +249,7 @@ where
                 }
                 let judged = pool.is_out(&replica);
                 let _ = timeout_at(limit.min(clock.now().monotonic + DOUBT), judged).await;
+                poll_fn(|cx| inner.poll_ready(cx)).await.map_err(nowhere)?;
             }
             (Err((failed, _)), _) => return Err(failed),
         }

@@ -2,6 +2,7 @@
 //! decides alone.
 
 use http_body_util::BodyExt as _;
+use tokio::time::advance;
 
 use super::*;
 use crate::routing::failover::Mode;
@@ -313,8 +314,8 @@ async fn work_is_remembered_for_a_day() {
     chat(&rig).await;
     rig.fake.mood(0, QUICK);
     steer(&rig, Mode::Standby).await;
-    sleep(Duration::from_secs(23 * 3600)).await;
+    advance(Duration::from_secs(23 * 3600)).await;
     assert_eq!(stop(&rig, "t-1").await.unwrap(), 0);
-    sleep(Duration::from_secs(2 * 3600)).await;
+    advance(Duration::from_secs(2 * 3600)).await;
     assert_eq!(stop(&rig, "t-1").await.unwrap(), 1);
 }

@@ -13,7 +13,7 @@ use crate::types::cluster::Cluster;
 use crate::types::histories::{Played, hold_in_every};
 
 /// Histories of each kind, unless the environment says otherwise.
-const HISTORIES: u32 = 3_000;
+const HISTORIES: u32 = 2_000;
 const INSTANCES: usize = 3;
 
 fn network() -> impl Strategy<Value = Network> {
