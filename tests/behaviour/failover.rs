@@ -30,11 +30,13 @@ fn quick_probes(config: &mut Config) {
     check.timeout = Span::millis(200);
 }
 
-fn read() -> Vec<u8> {
+/// A read that is not kept.
+pub fn read() -> Vec<u8> {
     get("/console/api/apps", &[("Cookie", "access_token=a")])
 }
 
-fn write() -> Vec<u8> {
+/// A write.
+pub fn write() -> Vec<u8> {
     post(
         "/v1/chat-messages",
         &[KEY],

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
 use crate::commands::run;
-use crate::support::client::{Answer, Client, get, post};
+use crate::failover::{read, write};
+use crate::support::client::{Answer, Client, post};
 use crate::support::edge::{self, Running};
 use crate::support::fleet::{TOKEN, shared};
 use crate::support::metrics::{self, sum};
@@ -15,7 +16,6 @@ use crate::support::origin::{Origin, json as answer_json};
 use crate::support::redis::Redis;
 use crate::support::{child, eventually};
 
-const KEY: (&str, &str) = ("Authorization", "Bearer app-1");
 const VARIABLE: &str = "DIFY_EDGE_ADMIN_TOKEN";
 
 /// Two clusters of one replica each, which say their names.
@@ -50,19 +50,6 @@ impl Clusters {
         })
         .await
     }
-}
-
-/// A read that is not kept.
-fn read() -> Vec<u8> {
-    get("/console/api/apps", &[("Cookie", "access_token=a")])
-}
-
-fn write() -> Vec<u8> {
-    post(
-        "/v1/chat-messages",
-        &[KEY],
-        "{\"query\": \"hi\", \"user\": \"u\"}",
-    )
 }
 
 /// Who answers a read and a write.

@@ -1,6 +1,6 @@
 //! What was measured on a real dify-api: which reads change after which write.
 
-use super::{UUID, decide, ends};
+use super::{UUID, decide, decide_with, ends, fields};
 use crate::types::ids::{Tag, TagKind};
 use crate::types::request::CacheClass;
 
@@ -273,4 +273,12 @@ fn providers_and_plugins_end_the_models() {
         "POST /console/api/setup",
         &["/console/api/system-features", "/api/system-features"],
     );
+}
+
+#[test]
+fn a_call_of_grpc_ends_nothing_that_is_stored() {
+    let line = "POST /pkg.Service/Method";
+    let of = |kind| decide_with(line, &fields(&[("content-type", kind)])).invalidates;
+    assert!(of("application/grpc").is_empty());
+    assert!(!of("application/json").is_empty());
 }

@@ -9,8 +9,8 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::types::FailureKind;
 
-/// An HTTPS origin named `localhost`; gives its port and its certificate.
-async fn https_origin(clean: bool) -> (u16, rustls::RootCertStore) {
+/// A listener named `localhost` that offers these protocols, and the certificate to trust.
+async fn certified(protocols: &[&[u8]]) -> (TcpListener, TlsAcceptor, rustls::RootCertStore) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -21,9 +21,16 @@ async fn https_origin(clean: bool) -> (u16, rustls::RootCertStore) {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.clone()], key)
         .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener, TlsAcceptor::from(Arc::new(config)), roots)
+}
+
+/// An HTTPS origin named `localhost`; gives its port and its certificate.
+async fn https_origin(clean: bool) -> (u16, rustls::RootCertStore) {
+    let (listener, acceptor, roots) = certified(&[b"h2", b"http/1.1"]).await;
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
@@ -34,8 +41,6 @@ async fn https_origin(clean: bool) -> (u16, rustls::RootCertStore) {
             tokio::spawn(serve(Conn::new(tls), clean));
         }
     });
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate).unwrap();
     (port, roots)
 }
 
@@ -77,19 +82,7 @@ async fn a_tls_stream_that_ends_without_notice_was_cut_off() {
 
 /// An origin named `localhost` that offers these protocols; over HTTP/2 it answers.
 async fn offering(protocols: &[&[u8]]) -> (u16, rustls::RootCertStore) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let certificate = made.cert.der().clone();
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key)
-        .unwrap();
-    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (listener, acceptor, roots) = certified(protocols).await;
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
@@ -108,8 +101,6 @@ async fn offering(protocols: &[&[u8]]) -> (u16, rustls::RootCertStore) {
             });
         }
     });
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificate).unwrap();
     (port, roots)
 }
 
