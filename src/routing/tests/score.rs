@@ -112,3 +112,18 @@ async fn the_variance_of_loads_is_that_of_the_slots_in_use() {
     assert_eq!(rig.metric("dify_edge_upstream_load_variance"), 400.0);
     assert_eq!(rig.metric("dify_edge_upstream_load_variance_threshold"), 50.0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_out_has_no_load_that_others_could_differ_from() {
+    let rig = Arc::new(Rig::new(config(2, 0, 10, 10)));
+    for _ in 0..3 {
+        rig.learn(0, Event::ProbeFailed);
+    }
+    let asking = rig.clone();
+    let stream = tokio::spawn(async move { asking.send("/generation", &[], None).await });
+    tokio::task::yield_now().await;
+    let status = rig.status();
+    assert_eq!(status.replicas[1].in_flight, 1);
+    assert_eq!(status.load_variance, 0.0);
+    stream.abort();
+}
