@@ -68,7 +68,8 @@ pub struct UpstreamStatus {
     pub policy: BalancePolicy,
     /// What waits for a slot, and what has one, by sort of request.
     pub lanes: Vec<LaneStatus>,
-    /// Population variance of the replicas' loads, in percent squared; standby replicas do not count.
+    /// Population variance of the loads of those replicas that serve in the cluster that has the writes, in percent
+    /// squared.
     pub load_variance: f64,
     /// The variance above which balancing by health leans against the spread.
     pub load_variance_threshold: f64,
@@ -85,7 +86,7 @@ pub struct LaneStatus {
     pub lane: &'static str,
     /// Requests in flight.
     pub in_flight: usize,
-    /// Requests that may be in flight, at all replicas that are not on standby.
+    /// Requests that may be in flight, at all replicas of the cluster that has the writes.
     pub slots: usize,
     /// Requests that wait for a slot.
     pub queue: usize,

@@ -28,8 +28,8 @@ pub(super) struct Asker<'a> {
 
 /// The replicas that may serve, busy or not: the healthy ones of the cluster that is asked first; else healthy ones of the
 /// other, if it may be asked; else all of the first, because a request that fails is no worse than one that is refused.
-/// Replicas that failed this fetch are left out as long as any other may serve. One that leaves never serves, nor does one whose breaker lets nobody in,
-/// nor one that the hard rules of the class leave out. In ascending order of place.
+/// Replicas that failed this fetch are left out as long as any other may serve. One that leaves never serves, nor does
+/// one whose breaker lets nobody in, nor one that the hard rules of the class leave out. In ascending order of place.
 pub(super) fn fit<'a>(
     members: &'a [Option<Arc<Replica>>],
     asker: Asker<'_>,

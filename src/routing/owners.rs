@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout};
 
 use super::failover::Wish;
 use super::link::Link;
+use crate::types::body::longer;
 use crate::types::cluster::{Begins, Epoch, Work, WorkKind, Works};
 use crate::types::scan::Scanner;
 use crate::types::time::Clock;
@@ -242,19 +243,8 @@ impl http_body::Body for Reading {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.held {
-            None => self.inner.size_hint(),
-            // What is held comes before the rest.
-            Some((frame, _)) => {
-                let more = frame.data_ref().map_or(0, Bytes::len) as u64;
-                let rest = self.inner.size_hint();
-                let mut hint = SizeHint::new();
-                hint.set_lower(rest.lower() + more);
-                if let Some(upper) = rest.upper() {
-                    hint.set_upper(upper + more);
-                }
-                hint
-            }
-        }
+        // What is held comes before the rest.
+        let held = self.held.as_ref().and_then(|(frame, _)| frame.data_ref());
+        longer(&self.inner.size_hint(), held.map_or(0, Bytes::len) as u64)
     }
 }

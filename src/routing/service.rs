@@ -1,9 +1,10 @@
 //! The middleware: gives an attempt its replica and learns from what comes back.
 //!
 //! For `health` a head that comes back is a success, a connection that fails or breaks before one is a failure; the
-//! breaker judges the whole exchange, which `admission` follows to the last byte of the body. A replica that keeps a request waiting is probed, and once it is known to be
-//! unhealthy the reads that wait for it are ended, so that the stage above can ask another; writes are not,
-//! because they may be carried out.
+//! breaker judges the whole exchange, which `admission` follows to the last byte of the body. A replica that keeps a
+//! request waiting is probed, and once it is known to be unhealthy the reads that wait for it are ended, so that the
+//! stage above can ask another; writes are not, because they may be carried out. A write that nobody took waits where
+//! another cluster may soon have it.
 
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};

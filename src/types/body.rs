@@ -37,6 +37,16 @@ impl Body {
     }
 }
 
+/// The length of what `rest` tells of with `more` bytes before it.
+pub fn longer(rest: &SizeHint, more: u64) -> SizeHint {
+    let mut hint = SizeHint::new();
+    hint.set_lower(rest.lower() + more);
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(upper + more);
+    }
+    hint
+}
+
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
         if bytes.is_empty() {

@@ -43,8 +43,8 @@ impl Cluster {
 }
 
 /// A time in which writes go to one cluster. Its number says to which, so that no two instances can mean different
-/// clusters by one epoch, whatever a store has lost: odd ones are the primary's, even ones the standby's. A fencing number: of two records the one with the
-/// higher epoch holds.
+/// clusters by one epoch, whatever a store has lost: odd ones are the primary's, even ones the standby's. A fencing
+/// number: of two records the one with the higher epoch holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Epoch(pub u64);
 

@@ -16,6 +16,7 @@ use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::types::body::longer;
 use crate::types::request::BodySlot;
 use crate::types::time::Clock;
 use crate::types::{Body, Failure};
@@ -295,12 +296,6 @@ impl http_body::Body for Again {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = self.rest.size_hint();
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + self.left);
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + self.left);
-        }
-        hint
+        longer(&self.rest.size_hint(), self.left)
     }
 }

@@ -67,6 +67,7 @@ mod tests {
         silence.failed(at(7));
         assert_eq!(silence.since(), Some(at(7)));
     }
+
     #[test]
     fn what_still_waits_counts_once_something_has_failed() {
         let start = Clock::System.now().monotonic;
